@@ -1,0 +1,1 @@
+"""From a pile of pictures to clean, deterministic shards."""
