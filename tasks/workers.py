@@ -1,0 +1,192 @@
+"""The worker processes in which units of work run: spawned, kept between units, free of Prefect, gone with their parent.
+
+Two processes of one thread each beat one process of two threads at sampling and at features, and a process that imports the
+library alone is ready seconds before one that imports Prefect too. A worker holds one end of a pipe, the leash, and leaves at
+once when the other end closes: because its parent closed it (Ctrl-C, end of the run), or because the parent died by whatever
+signal.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+from selfcascade.settings import SettingsError
+
+Value = TypeVar("Value")
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "536870912",
+    "MALLOC_MMAP_MAX_": "0",
+}
+"""Steady step times on shared cores: waiting threads sleep, and freed memory stays with the process."""
+
+
+class WorkerDied(SettingsError):
+    """A unit of work took its process down again and again: most often memory."""
+
+
+class Closed(RuntimeError):
+    """The workers were closed while a unit waited for them."""
+
+
+@dataclass(frozen=True)
+class Measured(Generic[Value]):
+    """What a unit returned and what it cost: wall seconds, processor seconds, and the largest resident memory meanwhile."""
+
+    value: Value
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+class Workers:
+    """At most ``count`` worker processes, started as they are needed and replaced when one dies."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+        self._leash: Connection | None = None
+        self._closed = False
+
+    def run(self, function: Callable[..., Value], *arguments: Any, threads: int | None = None, tries: int = 4) -> Measured[Value]:
+        """Call ``function(*arguments)`` in a worker and wait for it.
+
+        Args:
+            function: importable from the library; it and the arguments must pickle.
+            *arguments: what it is called with.
+            threads: torch threads of the call; unset: torch is left alone.
+            tries: how often a unit may be started whose process dies.
+
+        Raises:
+            WorkerDied: the process died ``tries`` times.
+            Closed: :meth:`close` was called meanwhile.
+            Exception: whatever the function raised.
+        """
+        for _ in range(tries):
+            pool = self._start()
+            try:
+                future = pool.submit(_call, function, arguments, threads)
+            except RuntimeError:  # it broke, or was closed, since _start
+                self._discard(pool)
+                continue
+            try:
+                return future.result()
+            except (BrokenProcessPool, CancelledError):
+                self._discard(pool)
+        raise WorkerDied(
+            f"a worker process died {tries} times in {function.__name__}, most likely out of memory; lower execution.workers or the batch of this stage"
+        )
+
+    def close(self) -> None:
+        """End every worker at once. A unit that runs is lost, which costs nothing but time: it is done again at the next run."""
+        with self._lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+            self._drop_leash()
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self) -> ProcessPoolExecutor:
+        with self._lock:
+            if self._closed:
+                raise Closed("the workers are closed")
+            if self._pool is None:
+                for name, value in ENVIRONMENT.items():
+                    os.environ.setdefault(name, value)
+                context = multiprocessing.get_context("spawn")
+                held, self._leash = context.Pipe(duplex=False)
+                self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=(held,))
+            return self._pool
+
+    def _discard(self, pool: ProcessPoolExecutor) -> None:
+        with self._lock:
+            if self._pool is pool:
+                self._pool = None
+                self._drop_leash()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    def _drop_leash(self) -> None:
+        if self._leash is not None:
+            self._leash.close()
+            self._leash = None
+
+
+_shared: dict[int, Workers] = {}
+_shared_lock = threading.Lock()
+
+
+def workers(count: int) -> Workers:
+    """The workers that all tasks of this process share."""
+    with _shared_lock:
+        if count not in _shared:
+            _shared[count] = Workers(count)
+        return _shared[count]
+
+
+def close_workers() -> None:
+    """End all workers of this process; the next unit starts new ones."""
+    with _shared_lock:
+        pools = list(_shared.values())
+        _shared.clear()
+    for pool in pools:
+        pool.close()
+
+
+atexit.register(close_workers)
+
+
+def _begin(leash: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    threading.Thread(target=_watch, args=(leash,), name="leash", daemon=True).start()
+
+
+def _watch(leash: Connection) -> None:
+    try:
+        leash.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _call(function: Callable[..., Value], arguments: tuple[Any, ...], threads: int | None) -> Measured[Value]:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    _reset_peak()
+    started, busy = time.perf_counter(), time.process_time()
+    value = function(*arguments)
+    return Measured(value, time.perf_counter() - started, time.process_time() - busy, _peak())
+
+
+def _reset_peak() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass  # no Linux: the peak is that of the process so far
+
+
+def _peak() -> int:
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024

@@ -1,0 +1,123 @@
+"""Worker processes: measured, replaced when they die, closed at once, and gone with a parent that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from selfcascade_tasks.workers import Closed, WorkerDied, Workers
+
+from selfcascade.settings import SettingsError
+
+
+@pytest.fixture
+def pool():
+    workers = Workers(2)
+    yield workers
+    workers.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_unit_runs_in_another_process_and_is_measured(pool):
+    measured = pool.run(os.getpid)
+    assert measured.value != os.getpid()
+    assert 0 <= measured.seconds < 5
+    assert 1 << 20 < measured.peak_bytes < 1 << 32
+
+
+def test_two_units_run_side_by_side(pool):
+    pool.run(os.getpid)
+    started = time.monotonic()
+    threads = [threading.Thread(target=pool.run, args=(time.sleep, 1.0)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - started < 1.9
+
+
+def test_an_error_of_the_unit_arrives_unchanged(pool):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        pool.run(os.stat, "/nowhere")
+
+
+def test_a_dead_worker_is_replaced_and_the_unit_done_again(pool, tmp_path):
+    flag = tmp_path / "died"
+    assert pool.run(_die_once, str(flag)).value == "done"
+    assert flag.exists()
+
+
+def test_a_unit_that_always_dies_ends_in_one_line_about_memory(pool):
+    with pytest.raises(WorkerDied, match="died 2 times in _exit, most likely out of memory; lower") as caught:
+        pool.run(os._exit, 9, tries=2)
+    assert isinstance(caught.value, SettingsError)
+
+
+def test_closing_ends_a_running_unit_at_once(pool):
+    pid = pool.run(os.getpid).value
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pool.run(time.sleep, 60)
+        except Closed as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.5)
+    pool.close()
+    thread.join(10)
+    assert caught
+    until(lambda: not alive(pid))
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from selfcascade_tasks.workers import workers\n"
+        "if __name__ == '__main__':\n"
+        "    print(workers(1).run(os.getpid).value, flush=True)\n"
+        "    workers(1).run(time.sleep, 60)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.send_signal(signal.SIGKILL)
+        until(lambda: not alive(child))
+
+
+def test_a_worker_imports_the_library_but_not_prefect(pool):
+    names = pool.run(_modules).value
+    assert "selfcascade.settings" in names
+    assert "prefect" not in names
+
+
+def _die_once(flag: str) -> str:
+    if not Path(flag).exists():
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def _modules() -> list[str]:
+    return sorted(sys.modules)
