@@ -1,0 +1,48 @@
+"""Artifacts in an object store: nothing overwritten, everything checked, found again by what it was made from."""
+
+from selfcascade.storage.artifact import Artifact, reference, resolve, rollback, versions
+from selfcascade.storage.entry import BLOCK, ObjectEntry, entry_of
+from selfcascade.storage.errors import (
+    BucketMissing,
+    ConditionalWritesUnsupported,
+    Conflict,
+    IntegrityError,
+    NotFound,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreUnreachable,
+)
+from selfcascade.storage.lease import Lease, lease
+from selfcascade.storage.manifest import ArtifactRef, Kind, Manifest, artifact_version
+from selfcascade.storage.plan import Plan
+from selfcascade.storage.store import ObjectInfo, Store
+
+__all__ = [
+    "BLOCK",
+    "Artifact",
+    "ArtifactRef",
+    "BucketMissing",
+    "ConditionalWritesUnsupported",
+    "Conflict",
+    "IntegrityError",
+    "Kind",
+    "Lease",
+    "Manifest",
+    "NotFound",
+    "ObjectEntry",
+    "ObjectInfo",
+    "Plan",
+    "Store",
+    "StoreDenied",
+    "StoreError",
+    "StoreFull",
+    "StoreUnreachable",
+    "artifact_version",
+    "entry_of",
+    "lease",
+    "reference",
+    "resolve",
+    "rollback",
+    "versions",
+]

@@ -1,0 +1,38 @@
+"""Fixtures that every test may use: a real S3 server for the session, a store of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from selfcascade.config import StoreSettings
+from selfcascade.storage import Store, embedded
+
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]  # the tests use the embedded store, whatever the user's shell points at
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Data folder of an embedded server that runs for the whole session."""
+    folder = tmp_path_factory.mktemp("weed")
+    embedded.start(folder)
+    yield folder
+    embedded.stop(folder, now=True)
+
+
+@pytest.fixture
+def store_settings(weed: Path) -> StoreSettings:
+    """Settings of an empty store: one bucket, a fresh prefix."""
+    return StoreSettings(folder=weed, bucket="tests", prefix=f"t-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def store(store_settings: StoreSettings) -> Iterator[Store]:
+    """An empty store on the session's server."""
+    with Store.open(store_settings) as opened:
+        yield opened
