@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from selfcascade_tasks.workers import Closed, WorkerDied, Workers
 
 from selfcascade.settings import SettingsError
+from selfcascade_tasks.workers import Closed, WorkerDied, Workers
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+# `make demo` and `make test` set up their own virtual environment; neither needs anything but Python 3.11 or later.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCAL := .selfcascade
+UI_PORT ?= 4200
+
+.PHONY: demo test test-full ui lint mutants bench configs constraints readme clean
+
+demo: $(VENV)/.user
+	$(BIN)/selfcascade run --config demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest -m full
+
+ui: $(VENV)/.user
+	PREFECT_HOME="$(CURDIR)/$(LOCAL)/prefect" PREFECT_SERVER_ANALYTICS_ENABLED=false \
+	$(BIN)/prefect server start --host 127.0.0.1 --port $(UI_PORT)
+
+lint: $(VENV)/.dev $(LOCAL)/types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(LOCAL)/types $(BIN)/mypy -p selfcascade -p selfcascade_flows -p selfcascade_tasks
+	$(BIN)/lint-imports
+
+# Known defects, planted one at a time: each must fail the test that is named beside it.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench
+
+# Rewrites what is derived: comments of the shipped runs, tables of the README.
+configs: $(VENV)/.dev
+	$(BIN)/python -m selfcascade_flows.configuration
+
+constraints: $(VENV)/.dev
+	sed -n 1p constraints.txt > constraints.new
+	$(BIN)/pip freeze --exclude-editable --disable-pip-version-check | sed -E -e '/^#/d' -e '/ @ /d' -e 's/\+[a-z0-9.]+$$//' >> constraints.new
+	mv constraints.new constraints.txt
+
+readme: $(VENV)/.dev
+	$(BIN)/python docs/tables.py
+
+clean:
+	rm -rf $(VENV) $(LOCAL) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+
+# The stamps say what is installed; a change of the packaging installs again.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,dev]'
+	touch $@
+
+# mypy does not follow the renaming of an editable install.
+$(LOCAL)/types:
+	mkdir -p $@
+	ln -sfn ../../flows $@/selfcascade_flows
+	ln -sfn ../../tasks $@/selfcascade_tasks

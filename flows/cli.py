@@ -1,0 +1,104 @@
+"""The command line: stages, artifacts, store. Commands import what they need when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+Config = Annotated[str, typer.Option("--config", "-c", metavar="NAME-OR-PATH", help="A shipped run, or a settings file of your own.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting, such as adaptation.steps=400; repeatable.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show settings, planned and finished work, bytes and time; write nothing.")]
+MaxHours = Annotated[float | None, typer.Option("--max-hours", min=0, help="Do not start work that is estimated to take longer.")]
+MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=0, help="Do not start work that is estimated to store more.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of every step.")]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@app.callback()
+def _root(debug: Debug = False) -> None:
+    """Self-Cascade: adapt a diffusion model to higher resolution, sample with it, and measure the result."""
+
+
+def _add_stage(name: str, summary: str) -> None:
+    def command(
+        config: Config = "demo",
+        set_: Set = None,
+        dry_run: DryRun = False,
+        max_hours: MaxHours = None,
+        max_bytes: MaxBytes = None,
+        debug: Debug = False,
+    ) -> int:
+        from selfcascade_flows.configuration import load
+        from selfcascade_flows.launch import launch
+
+        return launch(name, load(config, set_), dry_run=dry_run, max_hours=max_hours, max_bytes=max_bytes, debug=debug)
+
+    app.command(name, help=summary)(command)
+
+
+_add_stage("curate", "Turn a pile of captioned pictures into a clean dataset.")
+_add_stage("pretrain", "Train a small base model on a dataset.")
+_add_stage("adapt", "Train a feature upsampler on a dataset and a frozen base.")
+_add_stage("generate", "Sample prompts by one method.")
+_add_stage("evaluate", "Measure samples against real pictures and write the report.")
+_add_stage("run", "All stages: curate, adapt, generate by every method, evaluate.")
+
+
+@app.command()
+def serve(
+    config: Config = "demo", set_: Set = None, port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200, debug: Debug = False
+) -> None:
+    """Serve the flows: a Prefect server with its UI, and a process that runs what is started there."""
+    from selfcascade_flows.configuration import load
+    from selfcascade_flows.serve import serve as serve_flows
+
+    serve_flows(load(config, set_), port=port)
+
+
+@app.command()
+def configs() -> None:
+    """List the shipped runs."""
+    from selfcascade_flows.configuration import FOLDER, shipped
+
+    for name in shipped():
+        summary = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        typer.echo(f"{name:12} {summary}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 2 with one line for what the user can change, 130 after Ctrl-C, 1 for the rest."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        return int(app(arguments, prog_name="selfcascade", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        print("selfcascade: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if hasattr(error, "show"):  # an error of the parser, which typer takes from click or brings itself
+            error.show()
+            return 2
+        if debug:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    from selfcascade.settings import SettingsError
+
+    expected = isinstance(error, SettingsError)
+    text = " ".join(str(error).split())
+    print(f"selfcascade: {text}" if expected else f"selfcascade: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+    return 2 if expected else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What a stage command does around its flow: the look ahead, the budget, the servers, a clean end at Ctrl-C, the last words."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from selfcascade.config import PipelineSettings
+from selfcascade.settings import SettingsError
+from selfcascade_flows.server import PrefectServer
+
+UI = "http://127.0.0.1:4200"
+"""Where `make ui` serves."""
+
+
+def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: float | None, max_bytes: int | None, debug: bool) -> int:
+    """Run one stage, or all with ``run``; show what it would do instead with ``dry_run``.
+
+    Raises:
+        SettingsError: what the user must change, or a plan beyond the budget, which is not started.
+    """
+    if dry_run or max_hours is not None or max_bytes is not None:
+        from selfcascade_flows.preview import preview
+
+        look = preview(stage, settings)
+        if dry_run:
+            print(look.text())
+        look.check(max_hours, max_bytes)
+        if dry_run:
+            return 0
+    with PrefectServer() as server, _interruptible():
+        from selfcascade_tasks.store import opened
+
+        store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
+        flow, arguments, tell = _flow_of(stage, settings)
+        _quiet(debug)
+        server.wait()
+        state = flow(**arguments, return_state=True)
+        try:
+            tell(store, state.result())
+        finally:
+            run = state.state_details.flow_run_id
+            print(f"\nPrefect UI of this run:  make ui  and open  {UI}/runs/flow-run/{run}", file=sys.stderr if state.is_failed() else sys.stdout)
+    return 0
+
+
+def _flow_of(stage: str, settings: PipelineSettings) -> tuple[Callable[..., Any], dict[str, Any], Callable[..., None]]:
+    """The flow of a stage, its arguments, and what to print of its result."""
+    from selfcascade_flows import results
+
+    common = {"store": settings.store, "execution": settings.execution}
+    match stage:
+        case "curate":
+            from selfcascade_flows.curate import curate
+
+            return curate, {"settings": settings.curation, **common}, results.tell_artifact
+        case "pretrain":
+            from selfcascade_flows.pretrain import pretrain
+
+            return pretrain, {"settings": settings.pretraining, **common}, results.tell_artifact
+        case "adapt":
+            from selfcascade_flows.adapt import adapt
+
+            return adapt, {"settings": settings.adaptation, **common}, results.tell_artifact
+        case "generate":
+            from selfcascade_flows.generate import generate
+
+            return generate, {"settings": settings.generation, **common}, results.tell_artifact
+        case "evaluate":
+            from selfcascade_flows.evaluate import evaluate
+
+            return evaluate, {"settings": settings.evaluation, **common}, results.tell_report
+        case "run":
+            from selfcascade_flows.pipeline import pipeline
+
+            return pipeline, {"settings": settings}, results.tell_report
+        case _:
+            raise SettingsError(f"there is no stage {stage!r}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """At Ctrl-C the workers end first: the flow waits for them before it can end itself. A second Ctrl-C ends everything."""
+    from selfcascade_tasks.workers import close_workers
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        close_workers()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        close_workers()
+
+
+def _quiet(debug: bool) -> None:
+    """Keep what Prefect says of a failed run off the terminal: the command says it in one line, the UI has the rest."""
+    if debug:
+        return
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(passes)

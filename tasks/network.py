@@ -1,0 +1,47 @@
+"""How a Prefect task tries again: only what may pass by itself, later each time, and not all tasks at the same moment."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import TaskRun
+from prefect.client.schemas.objects import State
+from prefect.tasks import Task, exponential_backoff
+
+from selfcascade.storage import StoreError
+
+
+class Retrying(TypedDict):
+    """Keyword arguments of ``prefect.task``."""
+
+    retries: int
+    retry_delay_seconds: Any
+    retry_jitter_factor: float
+    retry_condition_fn: Any
+    cache_policy: Any
+    persist_result: bool
+
+
+def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether the failure in ``state`` is of a kind that passes: a store that does not answer, a broken connection."""
+    try:
+        state.result()
+    except (ConnectionError, TimeoutError):
+        return True
+    except StoreError as error:
+        return error.transient
+    except BaseException:
+        return False
+    return False
+
+
+NETWORK = Retrying(
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+"""For tasks that talk to the store. State lives there, never in Prefect: no cache, no stored results."""

@@ -1,0 +1,138 @@
+"""What two equal runs do not share: clock, host, packages, seconds, memory. Kept as `runs/<run-id>.json`, never in an artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field
+
+from selfcascade.storage import Store, StoreError
+from selfcascade_tasks.workers import Measured
+
+PACKAGES = ("selfcascade", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "boto3", "prefect", "torchmetrics")
+
+
+class UnitCost(BaseModel):
+    """What one unit of work took; what a task returns to its flow."""
+
+    model_config = ConfigDict(frozen=True)
+
+    unit: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+    @classmethod
+    def of(cls, unit: int, measured: Measured[object]) -> UnitCost:
+        """The cost of a unit that ran in a worker."""
+        return cls(unit=unit, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes)
+
+
+class StageCost(BaseModel):
+    """One stage of one run, for one method where it has one."""
+
+    stage: str
+    name: str
+    method: str | None = None
+    artifact: str = ""
+    units: int = Field(0, description="units of the whole artifact")
+    done: int = Field(0, description="units done by this run; the others were finished before")
+    started: str = ""
+    seconds: float = Field(0.0, description="wall time of the stage")
+    unit_seconds: float = Field(0.0, description="sum over the units of this run, side by side or not")
+    cpu_seconds: float = 0.0
+    peak_bytes: int = Field(0, description="largest resident memory of one worker during a unit")
+
+    def add(self, cost: UnitCost) -> None:
+        """Count a unit that is done."""
+        self.done += 1
+        self.unit_seconds += cost.seconds
+        self.cpu_seconds += cost.cpu_seconds
+        self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
+
+
+class RunRecord(BaseModel):
+    """The record of one run: a stage on its own, or all stages of a pipeline."""
+
+    run: str
+    started: str
+    host: dict[str, str | int] = {}
+    packages: dict[str, str] = {}
+    stages: list[StageCost] = []
+
+    @property
+    def key(self) -> str:
+        """Where the record lies in the store."""
+        return f"runs/{self.run}.json"
+
+
+_records: dict[str, RunRecord] = {}
+_guard = threading.Lock()
+
+
+@contextmanager
+def recorded(store: Store, stage: str, name: str, method: str | None = None) -> Iterator[StageCost]:
+    """Time the stage that the block runs and write the record of the run, with all its stages so far, at the end, also at a bad one."""
+    record = _current()
+    cost = StageCost(stage=stage, name=name, method=method, started=_now())
+    start = time.perf_counter()
+
+    def write() -> None:
+        cost.seconds = time.perf_counter() - start
+        record.stages.append(cost)
+        store.put_cache(record.key, record.model_dump_json(indent=1).encode())
+
+    try:
+        yield cost
+    except BaseException:
+        with suppress(StoreError):  # the error under way is the one to see
+            write()
+        raise
+    write()
+
+
+def earlier_costs(store: Store, *, newest: int = 50) -> list[StageCost]:
+    """Stages of the newest records in the store, newest record first. Records of another form are passed over."""
+    found = sorted(store.list("runs/"), key=lambda info: (info.modified, info.key), reverse=True)[:newest]
+    costs: list[StageCost] = []
+    for info in found:
+        try:
+            costs += RunRecord.model_validate(json.loads(store.read(info.key))).stages
+        except (ValueError, StoreError):
+            continue
+    return costs
+
+
+def _current() -> RunRecord:
+    run = str(flow_run.root_flow_run_id or flow_run.id or "local")
+    with _guard:
+        if run not in _records:
+            _records[run] = RunRecord(run=run, started=_now(), host=_host(), packages=_packages())
+        return _records[run]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _host() -> dict[str, str | int]:
+    return {"name": platform.node(), "system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count() or 0}
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
