@@ -10,6 +10,7 @@ import boto3
 from botocore.config import Config
 
 from selfcascade.config import StoreSettings
+from selfcascade.storage.errors import StoreError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -18,11 +19,13 @@ READ_TIMEOUT = 60
 """Seconds; a server may hold the losers of a contended conditional write for more than ten."""
 CONNECT_TIMEOUT = 5
 ATTEMPTS = 8
+ATTEMPTS_EMBEDDED = 5
+"""Fewer: a server of our own that does not answer is better brought back than waited for."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go: ``url`` None is AWS itself. Keys None: boto3 looks in the usual variables and files."""
+    """Where requests go: ``url`` None or ``aws`` is AWS itself. Keys None: boto3 looks in the usual variables and files."""
 
     url: str | None
     access_key: str | None
@@ -30,34 +33,41 @@ class Target:
     embedded: bool
 
 
-def remote_target(settings: StoreSettings) -> Target | None:
-    """The remote store that settings or variables name; None: the embedded one."""
-    url = settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not url:
-        return None
+def endpoint_of(settings: StoreSettings) -> str | None:
+    """The remote store that settings or variables name (``aws``: AWS itself); None: the embedded one."""
+    return settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def keys_of(settings: StoreSettings) -> tuple[str | None, str | None]:
+    """The pair of keys in the settings; two None when boto3 shall look for them.
+
+    Raises:
+        StoreError: only one of the two is set.
+    """
     access, secret = settings.access_key, settings.secret_key
-    return Target(
-        None if url == "aws" else url,
-        access.get_secret_value() if access else None,
-        secret.get_secret_value() if secret else None,
-        embedded=False,
-    )
+    if (access is None) != (secret is None):
+        raise StoreError("store.access_key and store.secret_key go together: set both, or neither to use the AWS variables and files")
+    return (None, None) if access is None or secret is None else (access.get_secret_value(), secret.get_secret_value())
 
 
-def make_client(settings: StoreSettings, target: Target, *, attempts: int = ATTEMPTS) -> S3Client:
+def make_client(settings: StoreSettings, target: Target, *, attempts: int | None = None) -> S3Client:
     """A client of its own session, so that threads may make clients at the same time."""
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=target.url,
-        region_name=settings.region,
-        aws_access_key_id=target.access_key,
-        aws_secret_access_key=target.secret_key,
-        config=Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path"},
-            retries={"mode": "adaptive", "total_max_attempts": attempts},
-            max_pool_connections=settings.connections,
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-        ),
-    )
+    patience = attempts or (ATTEMPTS_EMBEDDED if target.embedded else ATTEMPTS)
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=None if target.url == "aws" else target.url,
+            region_name=settings.region,
+            aws_access_key_id=target.access_key,
+            aws_secret_access_key=target.secret_key,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                retries={"mode": "adaptive", "total_max_attempts": patience},
+                max_pool_connections=settings.connections,
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=READ_TIMEOUT,
+            ),
+        )
+    except ValueError as error:
+        raise StoreError(f"store.endpoint {target.url!r} is not a URL such as https://s3.example.com ({error})") from None
