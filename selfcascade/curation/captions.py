@@ -1,0 +1,171 @@
+"""Captions: found beside the pictures or in a table, decoded strictly, cleaned."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfcascade.curation.tree import File, Tree
+from selfcascade.settings import SettingsError
+
+Kind = Literal["auto", "txt", "jsonl", "parquet"]
+JSONL = "metadata.jsonl"
+LARGEST_TXT = 2**20
+"""Bytes of a caption file above which it is none."""
+NAME_COLUMNS = ("file_name", "path")
+TEXT_COLUMNS = ("text", "caption")
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What was found for one picture: a text, nothing, or a problem that names the file."""
+
+    text: str | None = None
+    problem: str | None = None
+
+
+def clean_caption(text: str) -> str:
+    """One line of composed Unicode (NFC): runs of white space are one space, control and invisible format characters are gone, joiners excepted.
+
+    Raises:
+        ValueError: the text holds half a surrogate pair, so it is no text.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("lone surrogate")
+    text = re.sub(r"\s+", " ", unicodedata.normalize("NFC", text))
+    kept = (character for character in text if character in "\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf"))
+    # What was removed may have stood between two spaces.
+    return re.sub(r" +", " ", "".join(kept)).strip()
+
+
+def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], kind: Kind) -> Iterator[Caption]:
+    """The caption of each of ``pictures``, in their order.
+
+    Args:
+        tree: where the files are.
+        pictures: the files that are pictures.
+        others: all other files; captions are looked for among them.
+        kind: where captions are; ``auto`` takes ``metadata.jsonl``, then ``*.parquet``, then ``.txt``, whichever exists first.
+
+    Raises:
+        SettingsError: a caption table is missing, damaged or lacks its columns; names the file and the line.
+    """
+    jsonl = [file for file in others if file.name.rpartition("/")[2] == JSONL]
+    parquet = [file for file in others if file.name.lower().endswith(".parquet")]
+    if kind == "auto":
+        kind = "jsonl" if jsonl else "parquet" if parquet else "txt"
+    if kind == "txt":
+        yield from _beside(tree, pictures, others)
+        return
+    tables = jsonl if kind == "jsonl" else parquet
+    if not tables:
+        wanted = JSONL if kind == "jsonl" else "*.parquet"
+        raise SettingsError(f"source.captions is {kind!r} but {tree.label} holds no {wanted}; add one, or use 'auto' or 'txt'")
+    found: dict[str, Caption] = {}
+    for table in sorted(tables, key=lambda file: file.name):
+        folder = table.name.rpartition("/")[0]
+        for name, caption in _rows_of_jsonl(tree, table) if kind == "jsonl" else _rows_of_parquet(tree, table):
+            name = f"{folder}/{name}" if folder else name
+            if found.setdefault(name, caption) != caption:
+                found[name] = Caption(problem=f"caption ambiguous: {table.name} and the rows before it caption the picture differently")
+    for file in pictures:
+        yield found.get(file.name, Caption())
+
+
+def _beside(tree: Tree, pictures: Sequence[File], others: Sequence[File]) -> Iterator[Caption]:
+    texts = {file.name[:-4]: file for file in others if file.name.endswith(".txt")}
+
+    def read(picture: File) -> Caption:
+        file = texts.get(picture.name.rpartition(".")[0])
+        if file is None:
+            return Caption()
+        if file.size > LARGEST_TXT:
+            return Caption(problem=f"caption unreadable: {file.name} has more than {LARGEST_TXT} bytes")
+        try:
+            return _caption(tree.read(file).decode("utf-8-sig"), file.name)
+        except UnicodeDecodeError:
+            return Caption(problem=f"caption encoding: {file.name} is not UTF-8")
+        except OSError:
+            return Caption(problem=f"caption unreadable: {file.name} cannot be opened")
+
+    remaining = iter(pictures)
+    with ThreadPoolExecutor(8) as pool:
+        while batch := list(islice(remaining, 1024)):
+            yield from pool.map(read, batch)
+
+
+def _rows_of_jsonl(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
+    for number, line in enumerate(_read(tree, table).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{table.name} line {number}"
+        try:
+            # Wrong bytes survive as surrogates: the row can still be told apart, and only its picture is rejected.
+            row = json.loads(line.decode("utf-8", "surrogateescape"))
+        except ValueError:
+            raise SettingsError(f"caption file {tree.label}/{place} is not UTF-8 JSON; write one JSON object a line") from None
+        name = next((row[column] for column in NAME_COLUMNS if column in row), None) if isinstance(row, dict) else None
+        if not isinstance(name, str):
+            raise SettingsError(f"caption file {tree.label}/{place} names no picture; give it a {NAME_COLUMNS[0]!r}")
+        yield _relative(name), _caption(next((row[column] for column in TEXT_COLUMNS if column in row), None), place)
+
+
+def _rows_of_parquet(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
+    try:
+        file = pq.ParquetFile(io.BytesIO(_read(tree, table)))
+    except (pa.ArrowException, OSError):
+        raise SettingsError(f"caption file {tree.label}/{table.name} is not a parquet file that can be read; replace it or remove it") from None
+    columns = file.schema_arrow.names
+    name_column, text_column = (next((name for name in choices if name in columns), None) for choices in (NAME_COLUMNS, TEXT_COLUMNS))
+    if name_column is None or text_column is None:
+        raise SettingsError(
+            f"caption file {tree.label}/{table.name} lacks a column {' or '.join(NAME_COLUMNS)}, or {' or '.join(TEXT_COLUMNS)}; it has {', '.join(columns)}"
+        )
+    number = 0
+    for batch in file.iter_batches(batch_size=8192, columns=[name_column, text_column]):
+        for name, text in zip(_values(batch.column(name_column)), _values(batch.column(text_column)), strict=True):
+            place = f"{table.name} row {number}"
+            number += 1
+            if not isinstance(name, str):
+                raise SettingsError(f"caption file {tree.label}/{place} names no picture; fill the column {name_column!r} with text")
+            yield _relative(name), _caption(text, place)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        # Arrow does not check what a file says is text; as for JSON, wrong bytes shall cost their row alone.
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in column.cast(pa.large_binary()).to_pylist()]
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _caption(text: Any, place: str) -> Caption:
+    if text is None:
+        return Caption()
+    if not isinstance(text, str):
+        return Caption(problem=f"caption unreadable: {place} holds no text")
+    try:
+        return Caption(clean_caption(text))
+    except ValueError:
+        return Caption(problem=f"caption encoding: {place} is not UTF-8")
+
+
+def _read(tree: Tree, file: File) -> bytes:
+    try:
+        return tree.read(file)
+    except OSError as error:
+        raise SettingsError(f"caption file {tree.label}/{file.name} cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _relative(name: str) -> str:
+    return name.replace("\\", "/").removeprefix("./")

@@ -1,0 +1,65 @@
+"""Reading a published dataset: pictures shard by shard, or the table of everything that went in."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from selfcascade.curation import shards
+from selfcascade.curation.splits import Split
+from selfcascade.storage import Artifact
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One picture of a dataset."""
+
+    key: str
+    image: NDArray[np.uint8]
+    """(size, size, 3), sRGB."""
+    caption: str
+    split: Split
+
+
+def read_samples(artifact: Artifact, split: Split | None = None) -> Iterator[Sample]:
+    """Samples in key order, of one split or of all; one shard is on disk at a time, and every object is checked against the manifest.
+
+    Raises:
+        NotFound: the artifact is not published.
+        IntegrityError: an object does not match its manifest; names it.
+    """
+    names = _names(artifact, ".tar")
+    with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
+        for name in names:
+            path = Path(folder, name)
+            artifact.download(name, path)
+            for fields, png in shards.read_tar(path):
+                if split is None or fields["split"] == split:
+                    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+                        yield Sample(fields["key"], np.array(picture.convert("RGB")), fields["caption"], fields["split"])
+            path.unlink()
+
+
+def read_table(artifact: Artifact) -> pa.Table:
+    """Every row of every shard in key order, rejected inputs with their reason; columns as in :data:`selfcascade.curation.shards.SCHEMA`.
+
+    Raises:
+        NotFound: the artifact is not published.
+        IntegrityError: an object does not match its manifest; names it.
+    """
+    tables = [shards.read_table_bytes(artifact.read(name)) for name in _names(artifact, ".parquet")]
+    return pa.concat_tables(tables) if tables else shards.SCHEMA.empty_table()
+
+
+def _names(artifact: Artifact, extension: str) -> list[str]:
+    """Objects of the artifact by the number of their shard: names of more than five digits do not sort as text."""
+    names = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(extension)]
+    return sorted(names, key=lambda name: int(name.removesuffix(extension)))

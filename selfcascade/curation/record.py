@@ -1,0 +1,77 @@
+"""Entries of a listing and reasons of a rejection: what passes between the sources and the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from selfcascade.settings import canonical_json
+
+
+class Rejected(Exception):
+    """One input does not make it into the dataset; the run goes on. The message is the reason: its kind, a colon, and what was found."""
+
+    @property
+    def reason(self) -> str:
+        """The reason as the table of the shard keeps it."""
+        return str(self)
+
+
+def kind_of(reason: str) -> str:
+    """The countable part of a reason: ``too narrow: aspect 5.00 …`` is a ``too narrow``, ``duplicate of cats-1`` a ``duplicate``."""
+    return "duplicate" if reason.startswith("duplicate of ") else reason.partition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One input as the listing knows it, before any pixel is read."""
+
+    key: str
+    """Unique in the dataset, without dots."""
+    source: str
+    """Name inside the source: a relative path, never an absolute one."""
+    size: int
+    """Bytes of the input."""
+    digest: str
+    """``sha256:…`` of the content, or ``etag:…`` of an object; empty where the content could not be read."""
+    caption: str | None
+    reason: str | None = None
+    """Why it is rejected already, if it is."""
+
+    def rejected(self, reason: str) -> Entry:
+        """The same input with a reason."""
+        return replace(self, reason=reason)
+
+    def to_line(self) -> bytes:
+        """One line of JSON, equal for equal entries."""
+        return canonical_json([self.key, self.source, self.size, self.digest, self.caption, self.reason]) + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Entry:
+        """Inverse of :meth:`to_line`."""
+        return cls(*json.loads(line))
+
+
+def version_of_listing(entries: Iterable[Entry]) -> str:
+    """Version of a source: SHA-256, in hex, of its listing sorted by key. It holds no absolute path, so a copy elsewhere has the same version."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(entry.to_line())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An input that was decoded and brought to the target."""
+
+    image: Image.Image
+    """Mode RGB, square, sRGB, without metadata."""
+    width: int
+    height: int
+    """Pixels of the source, upright."""
+    sha256: str
+    """Of the source's content."""

@@ -1,0 +1,60 @@
+"""Pictures under a prefix of an S3 bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from botocore.exceptions import ClientError
+
+from selfcascade.curation.tree import File, SourceChanged, is_hidden
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Store
+
+
+class PrefixTree:
+    """Objects under ``s3://bucket/prefix``, reached with the endpoint and the credentials of the store."""
+
+    def __init__(self, uri: str, store: Store) -> None:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        self.uri = uri.rstrip("/")
+        self.bucket = bucket
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.store = store
+
+    @property
+    def label(self) -> str:
+        """The URI as the user named it."""
+        return self.uri
+
+    def files(self) -> Iterator[File]:
+        """Every object but hidden ones and the empty markers of folders."""
+        pages = self.store.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+        try:
+            for page in pages:
+                for found in page.get("Contents", []):
+                    name = found["Key"].removeprefix(self.prefix)
+                    if name and not name.endswith("/") and not is_hidden(name):
+                        yield File(name, found["Size"], found["ETag"].strip('"'))
+        except ClientError as error:
+            raise SettingsError(f"source.uri: {self.uri} cannot be listed ({_code(error)}); check the bucket, store.endpoint and the credentials") from None
+
+    def digest(self, file: File) -> str:
+        """The ETag: two objects with one ETag hold the same bytes. The reverse is not promised of uploads in parts."""
+        return f"etag:{file.etag}"
+
+    def read(self, file: File) -> bytes:
+        """The content, if it still is what was listed."""
+        try:
+            found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
+            with found["Body"] as body:
+                return body.read()
+        except ClientError as error:
+            if _code(error) in ("PreconditionFailed", "412", "NoSuchKey", "404"):
+                raise SourceChanged(self.label, file.name) from None
+            if _code(error) in ("AccessDenied", "403"):
+                raise PermissionError(13, "access denied") from None
+            raise
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,125 @@
+"""Sources: from settings to a listing, and from an entry of it to a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+from selfcascade.config import CurationSettings, FolderSource, S3Source
+from selfcascade.curation import filters
+from selfcascade.curation.captions import Caption, Kind, captions_of
+from selfcascade.curation.decoding import FORMATS, fit, format_of_name, open_picture, to_rgb
+from selfcascade.curation.folder import FolderTree
+from selfcascade.curation.keys import keys_of
+from selfcascade.curation.record import Entry, Picture
+from selfcascade.curation.s3prefix import PrefixTree
+from selfcascade.curation.tree import File, SourceChanged, Tree
+from selfcascade.curation.twemoji import Twemoji
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Store
+
+LARGEST_FILE = 2**30
+"""Bytes of a picture file above which it is rejected unread."""
+
+
+class Source(Protocol):
+    """Where pictures and captions come from."""
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+
+    def listing(self) -> list[Entry]:
+        """Every input, sorted by key; no pixel is decoded.
+
+        Raises:
+            SettingsError: the source is missing, unreadable or holds no picture.
+        """
+
+    def picture(self, entry: Entry, settings: CurationSettings) -> Picture:
+        """Read, check, decode and fit one entry.
+
+        Raises:
+            Rejected: it is left out, for this reason.
+            SourceChanged: the input is not the one that was listed.
+        """
+
+
+def open_source(settings: CurationSettings, store: Store) -> Source:
+    """The source that the settings name."""
+    source = settings.source
+    if isinstance(source, FolderSource):
+        return FileSource(FolderTree(source.path), source.captions)
+    if isinstance(source, S3Source):
+        return FileSource(PrefixTree(source.uri, store), source.captions)
+    return Twemoji(source)
+
+
+class FileSource:
+    """Picture files of a tree."""
+
+    def __init__(self, tree: Tree, captions: Kind) -> None:
+        self.tree = tree
+        self.captions = captions
+
+    @property
+    def label(self) -> str:
+        """The folder or the prefix."""
+        return self.tree.label
+
+    def listing(self) -> list[Entry]:
+        """Every picture file with content hash and caption, sorted by key."""
+        pictures: list[File] = []
+        others: list[File] = []
+        for file in self.tree.files():
+            (pictures if format_of_name(file.name) else others).append(file)
+        if not pictures:
+            raise SettingsError(f"source: {self.label} holds no pictures; looked for {', '.join('.' + extension for extension in FORMATS)}")
+        pictures.sort(key=lambda file: file.name)
+        keys = keys_of(file.name for file in pictures)
+        captions = captions_of(self.tree, pictures, others, self.captions)
+        found = zip(pictures, self._digests(pictures), captions, strict=True)
+        entries = [self._entry(keys[file.name], file, digest, caption) for file, digest, caption in found]
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def picture(self, entry: Entry, settings: CurationSettings) -> Picture:
+        """See :class:`Source`."""
+        kind, _, expected = entry.digest.partition(":")
+        try:
+            data = self.tree.read(File(entry.source, entry.size, expected if kind == "etag" else None))
+        except FileNotFoundError:
+            raise SourceChanged(self.label, entry.source) from None
+        sha256 = hashlib.sha256(data).hexdigest()
+        if kind == "sha256" and sha256 != expected:
+            raise SourceChanged(self.label, entry.source)
+        image = open_picture(data, entry.source, max_pixels=settings.filters.max_pixels)
+        filters.check_shape(*image.size, settings.filters, size=settings.size)
+        upright = to_rgb(image)
+        return Picture(fit(upright, settings.size), upright.width, upright.height, sha256)
+
+    def _digests(self, pictures: Sequence[File]) -> Iterator[str]:
+        def digest(file: File) -> str:
+            try:
+                return "" if file.size > LARGEST_FILE else self.tree.digest(file)
+            except OSError:
+                return ""
+
+        remaining = iter(pictures)
+        with ThreadPoolExecutor(8) as pool:
+            while batch := list(islice(remaining, 1024)):
+                yield from pool.map(digest, batch)
+
+    @staticmethod
+    def _entry(key: str, file: File, digest: str, caption: Caption) -> Entry:
+        shown = file.name.encode("utf-8", "backslashreplace").decode()
+        reason = caption.problem
+        if shown != file.name:
+            reason = "file name: it is not UTF-8; rename the file"
+        elif file.size > LARGEST_FILE:
+            reason = f"too large: {file.size} bytes, more than {LARGEST_FILE}"
+        elif not digest:
+            reason = "unreadable: the file cannot be opened"
+        return Entry(key, shown, file.size, digest, caption.text, reason)
