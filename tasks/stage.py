@@ -1,0 +1,53 @@
+"""The frame of every stage: its lease, its progress, its record. Inside it the units run and the artifact is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.futures import PrefectFuture, as_completed
+
+from selfcascade.config import StoreSettings
+from selfcascade.storage import Artifact, Plan
+from selfcascade_tasks.progress import StageProgress
+from selfcascade_tasks.record import StageCost, UnitCost, recorded
+from selfcascade_tasks.store import opened
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage at work."""
+
+    cost: StageCost
+    progress: StageProgress
+
+    def wait(self, units: Iterable[PrefectFuture[UnitCost]]) -> None:
+        """Until every unit is done, in whatever order; the first failure ends the wait and what has not begun is not begun.
+
+        Raises:
+            Exception: what the failed unit raised.
+        """
+        for unit in as_completed(list(units)):
+            self.cost.add(unit.result())
+            self.progress.advance()
+
+
+@contextmanager
+def running(stage: str, plan: Plan, store: StoreSettings, *, method: str | None = None) -> Iterator[StageRun]:
+    """Hold the artifact of ``plan`` while it is made, count its units in the UI and on the terminal, and write what it cost to the run's record."""
+    held = opened(store)
+    ref = plan.ref
+    with (
+        recorded(held, stage, ref.name, method) as cost,
+        StageProgress(stage, ref.name, start=len(plan.done), total=plan.units) as progress,
+        Artifact(held, ref).writing(),
+    ):
+        cost.artifact, cost.units = str(ref), plan.units
+        yield StageRun(cost, progress)
+
+
+def counts_of(plan: Plan, store: StoreSettings) -> dict[str, Any]:
+    """What the manifest of the published artifact counts."""
+    return dict(Artifact(opened(store), plan.ref).manifest().counts)
