@@ -1,0 +1,16 @@
+"""Self-Cascade diffusion: small frozen models, big pictures."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfcascade.cascade.pipeline import SelfCascadePipeline
+
+__all__ = ["SelfCascadePipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SelfCascadePipeline":  # torch and diffusers take seconds to import; the command line's --help needs neither
+        from selfcascade.cascade.pipeline import SelfCascadePipeline
+
+        return SelfCascadePipeline
+    raise AttributeError(f"module 'selfcascade' has no attribute {name!r}")

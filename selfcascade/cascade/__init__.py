@@ -1,0 +1,1 @@
+"""The method: pivot, upsampler, injection, schedule, pipeline, families."""

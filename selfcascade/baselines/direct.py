@@ -1,0 +1,22 @@
+"""Direct inference: the base asked for the target size at once, from pure noise (the first row of the paper's tables)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import ImagePipelineOutput
+
+from selfcascade.cascade.pipeline import SelfCascadePipeline
+
+
+def sample(pipeline: SelfCascadePipeline, prompt: str | list[str] | None = None, *, height: int, width: int, **call: Any) -> ImagePipelineOutput:
+    """Pictures of that size in a single stage.
+
+    Args:
+        pipeline: holds the base; its upsampler, if any, has nothing to guide here.
+        prompt: as the pipeline takes it.
+        height: in pixels.
+        width: in pixels.
+        call: whatever else the pipeline's call takes. ``eta`` matters here: ScaleCrafter and others sample this row with 1, the cascade with 0.
+    """
+    return pipeline(prompt, sizes=[(height, width)], **call)

@@ -1,0 +1,201 @@
+"""Pivot guidance: an unmodified UNet whose features are joined by those of the pivot (paper section 4.2, equations 7 and 8).
+
+Hooks on the encoder's blocks read and add features. They hold nothing: what belongs to one forward pass (pivot, timestep, upsampler) travels in a context variable, which every
+thread has for itself, so threads may share a UNet. Without a pass under way a hook does nothing, and after the ``with`` block of :func:`attached` there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from selfcascade.cascade.families import Inject, Tap, spec_of
+from selfcascade.cascade.upsampler import FeatureUpsampler
+
+Features = tuple[Tensor, ...]
+
+
+@dataclass
+class _Pass:
+    """One forward pass of one UNet: which features it visits, and what is done there."""
+
+    unet: nn.Module
+    taps: tuple[Tap, ...]
+    visit: Callable[[int, Tensor, Tensor], Tensor | None]
+    """Takes the tap's number, the feature map and the time embedding; returns the map that replaces it, or None."""
+    visited: int = 0
+
+
+class _EncoderDone(Exception):
+    """Leaves the UNet's own forward once the last feature of the pivot is read: its decoder has no use for the pivot."""
+
+
+_PASS: ContextVar[_Pass | None] = ContextVar("selfcascade_pass", default=None)
+_HOOKS: WeakKeyDictionary[nn.Module, tuple[int, list[Any]]] = WeakKeyDictionary()
+"""UNet to the number of ``attached`` blocks that it is in, and the handles of its hooks."""
+_LOCK = Lock()
+
+
+@contextmanager
+def attached(unet: nn.Module) -> Iterator[None]:
+    """Hooks on the UNet's encoder for the time of a ``with`` block. Blocks nest, also across threads: the last one out removes the hooks.
+
+    The two passes below attach for themselves. Attach around a loop of passes to spare the upkeep, and around ``torch.compile``, which does not see hooks that come after it.
+    """
+    unet = _bare(unet)
+    with _LOCK:
+        users, handles = _HOOKS.get(unet) or (0, _hook_all(unet))
+        _HOOKS[unet] = (users + 1, handles)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            users, handles = _HOOKS[unet]
+            if users > 1:
+                _HOOKS[unet] = (users - 1, handles)
+            else:
+                del _HOOKS[unet]
+                for handle in handles:
+                    handle.remove()
+
+
+def pivot_features(
+    unet: nn.Module, pivot: Tensor, t: Tensor | float, encoder_hidden_states: Tensor, *, inject: Inject = "skip", **conditioning: Any
+) -> Features:
+    """Feature maps ``h_{n,0}`` of the clean pivot (equation 7): the UNet's encoder alone, without gradients.
+
+    Args:
+        unet: the frozen UNet, in any state the user put it in (LoRA, offload, compiled).
+        pivot: clean latent of the stage below, (B, C, h, w), scaled.
+        t: timestep at which the pivot passes, a scalar or (B,): the current one, or 0.
+        encoder_hidden_states: text, (B, L, D).
+        inject: where features are read.
+        conditioning: whatever else the UNet's forward takes, such as SDXL's ``added_cond_kwargs``.
+
+    Returns:
+        Four maps from shallow to deep, (B, C_n, h_n, w_n).
+    """
+    features: list[Tensor] = []
+
+    def read(level: int, feature: Tensor, emb: Tensor) -> None:
+        features.append(feature)
+        if level == len(this.taps) - 1:
+            raise _EncoderDone
+
+    this = _Pass(_bare(unet), spec_of(_bare(unet)).taps(inject), read)
+    with torch.no_grad(), suppress(_EncoderDone):
+        _run(this, unet, pivot, t, encoder_hidden_states, conditioning)
+    return tuple(features)
+
+
+def unet_with_pivot(
+    unet: nn.Module,
+    z: Tensor,
+    t: Tensor | float,
+    encoder_hidden_states: Tensor,
+    *,
+    upsampler: FeatureUpsampler,
+    pivot: Tensor | None = None,
+    features: Features | None = None,
+    strength: float = 1.0,
+    **conditioning: Any,
+) -> Tensor:
+    """The UNet's prediction with the pivot's features added to its own, ``h_n + phi_n(h_{n,0}, t)`` (equation 8).
+
+    In training, freeze the UNet (``requires_grad_(False)``): autograd then records nothing before the first feature is added, so with ``inject="skip"``
+    the encoder runs without a graph, and with ``inject="main"`` the blocks up to the first tap do.
+
+    Args:
+        unet: the frozen UNet, in any state the user put it in (LoRA, offload, compiled).
+        z: noisy latent, (B, C, H, W), as the scheduler scales it for the model.
+        t: timestep, a scalar or (B,).
+        encoder_hidden_states: text, (B, L, D).
+        upsampler: Phi; says where it adds and at which timestep the pivot passes.
+        pivot: clean latent of the stage below, (B, C, h, w): as many as there are latents in z, the branches of guidance included.
+        features: of that pivot by :func:`pivot_features`, to spare its pass where they are known already.
+        strength: factor on what is added.
+        conditioning: whatever else the UNet's forward takes, such as SDXL's ``added_cond_kwargs``.
+
+    Returns:
+        The UNet's output, (B, C, H, W): noise or velocity, as the base predicts.
+
+    Raises:
+        ValueError: neither or both of pivot and features are given, or their batch is not that of z.
+    """
+    if (pivot is None) == (features is None):
+        raise ValueError("unet_with_pivot needs either the pivot or its features")
+    with attached(unet):
+        if features is None:
+            pivot_t = t if upsampler.config.pivot_t == "current" else 0
+            features = pivot_features(unet, pivot, pivot_t, encoder_hidden_states, inject=upsampler.config.inject, **conditioning)
+        if len(features[0]) != len(z):
+            raise ValueError(f"the pivot has batch {len(features[0])} but the latent {len(z)}: repeat the pivot for every branch of guidance")
+        timesteps = torch.as_tensor(t, device=z.device).expand(len(z))
+
+        def add(level: int, feature: Tensor, emb: Tensor) -> Tensor:
+            phi = upsampler(level, features[level], t=timesteps, emb=emb, size=feature.shape[-2:])
+            return feature + (strength * phi).to(feature.dtype)
+
+        return _run(_Pass(_bare(unet), spec_of(_bare(unet)).taps(upsampler.config.inject), add), unet, z, t, encoder_hidden_states, conditioning)
+
+
+def _run(this: _Pass, unet: nn.Module, z: Tensor, t: Tensor | float, text: Tensor, conditioning: dict[str, Any]) -> Tensor:
+    """The UNet's own forward with ``this`` pass under way."""
+    with attached(unet):
+        token = _PASS.set(this)
+        try:
+            output: Tensor = unet(z, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
+        finally:
+            _PASS.reset(token)
+    if this.visited != len(this.taps):
+        raise RuntimeError(
+            f"the UNet passed {this.visited} of {len(this.taps)} tap points; if it is compiled, attach before compiling: with attached(unet): ..."
+        )
+    return output
+
+
+def _hook_all(unet: nn.Module) -> list[Any]:
+    spec = spec_of(unet)
+    modules = sorted({tap.module for tap in (*spec.skip_taps, *spec.main_taps)})
+    return [unet.get_submodule(module).register_forward_hook(_hook(unet, module), with_kwargs=True) for module in modules]
+
+
+def _hook(unet: nn.Module, module: str) -> Callable[..., Any]:
+    @torch.compiler.disable  # the surroundings compile; what a pass does here may differ from call to call
+    def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        this = _PASS.get()
+        if this is None or this.unet is not unet:
+            return None
+        for level, tap in enumerate(this.taps):
+            if tap.module == module:
+                output = _visit(this, level, tap, output, kwargs["temb"] if "temb" in kwargs else args[1])
+        return output
+
+    return hook
+
+
+def _visit(this: _Pass, level: int, tap: Tap, output: Any, emb: Tensor) -> Any:
+    """A block's output after the visit. A down block returns its main path and its skips, the mid block its main path alone."""
+    this.visited += 1
+    if tap.module == "mid_block":
+        replaced = this.visit(level, output, emb)
+        return output if replaced is None else replaced
+    main, skips = output
+    replaced = this.visit(level, main if tap.skip is None else skips[tap.skip], emb)
+    if replaced is None:
+        return output
+    if tap.skip is None:
+        return replaced, skips
+    return main, (*skips[: tap.skip], replaced, *skips[tap.skip + 1 :])
+
+
+def _bare(unet: nn.Module) -> nn.Module:
+    return getattr(unet, "_orig_mod", unet)  # torch.compile wraps

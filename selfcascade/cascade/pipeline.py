@@ -1,0 +1,333 @@
+"""Self-Cascade sampling as a diffusers pipeline: a base picture, then stage upon stage of twice the size, each starting from the one below (paper algorithm 2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from os import PathLike
+from typing import Any, Literal, Self
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Generator, Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from selfcascade.bases import resolve_base
+from selfcascade.cascade.conditioning import encode
+from selfcascade.cascade.decoding import TILE_ABOVE, decode
+from selfcascade.cascade.families import BaseSpec, spec_of
+from selfcascade.cascade.guidance import guided
+from selfcascade.cascade.noise import draw_noise
+from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
+from selfcascade.cascade.schedule import Size, check_size, stage_sizes
+from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Store
+
+
+class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin):
+    """Pictures of any size from a base of one size (arXiv 2402.10491).
+
+    Stage 0 is ordinary sampling at the base's own area. Every later stage enlarges the clean latent of the one below (the pivot), noises it to step K and
+    denoises it with the same UNet; with an ``upsampler`` the pivot's features guide that. The text encoders' stock names serve SD and SDXL alike.
+
+    Args:
+        vae: autoencoder of the base.
+        text_encoder: of the base.
+        tokenizer: of the base.
+        unet: of the base; it is not modified, hooks are on it only while a call runs.
+        scheduler: any diffusers scheduler with ``add_noise``; every stage works on a copy.
+        text_encoder_2: SDXL's second encoder.
+        tokenizer_2: and its tokenizer.
+        upsampler: Phi of the tuned cascade, shared by all stages; None is the tuning-free cascade.
+        force_zeros_for_empty_prompt: SDXL's rule for an empty negative prompt.
+        base: ``name@version`` of the base where that is known.
+
+    Raises:
+        SettingsError: the base is of no known family, or the upsampler was made for another one.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _exclude_from_cpu_offload = ["upsampler"]  # noqa: RUF012 (diffusers' name and type): it works in the middle of the UNet's pass
+    _optional_components = ["text_encoder_2", "tokenizer_2", "upsampler"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        upsampler: FeatureUpsampler | None = None,
+        force_zeros_for_empty_prompt: bool = True,
+        base: str | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            upsampler=upsampler,
+        )
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, base=base)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.spec.pixels)
+        if upsampler is not None:
+            upsampler.check_fits(self.spec, base)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        base: str | PathLike[str],
+        *,
+        upsampler: FeatureUpsampler | str | PathLike[str] | None = None,
+        store: Store | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
+    ) -> Self:
+        """A pipeline of a base, tuned where an upsampler is given.
+
+        Args:
+            base: shipped base, folder, hub id, or artifact, as :func:`selfcascade.bases.resolve_base` takes it.
+            upsampler: the module, or folder, hub id or artifact of one.
+            store: where artifacts are looked up.
+            torch_dtype: of UNet, text encoders and upsampler; the autoencoder is loaded in fp32.
+            kwargs: of ``DiffusionPipeline.from_pretrained``.
+
+        Raises:
+            SettingsError: base or upsampler is not found, or the two do not belong together.
+        """
+        resolved = resolve_base(str(base), store)
+        if isinstance(upsampler, str | PathLike):
+            upsampler = load_upsampler(str(upsampler), store).to(torch_dtype)
+        if upsampler is not None:
+            kwargs["upsampler"] = upsampler
+        saved_as = cls.load_config(resolved.location).get("base")
+        dtypes = {"default": torch_dtype, "vae": torch.float32}
+        return super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
+
+    @classmethod
+    def from_pipe(  # type: ignore[override]
+        cls, pipeline: DiffusionPipeline, *, upsampler: FeatureUpsampler | str | PathLike[str] | None = None, store: Store | None = None, **components: Any
+    ) -> Self:
+        """The very networks of a loaded pipeline in a cascade: LoRA, precision, offload and scheduler stay as the user set them.
+
+        Args:
+            pipeline: a Stable Diffusion or SDXL pipeline, or another cascade.
+            upsampler: the module, or folder, hub id or artifact of one, which then goes to the UNet's device and precision.
+            store: where artifacts are looked up.
+            components: in place of the pipeline's own, such as ``scheduler=``.
+
+        Raises:
+            SettingsError: the pipeline has no UNet of a known family, or the upsampler was made for another base.
+        """
+        if not isinstance(getattr(pipeline, "unet", None), torch.nn.Module):
+            raise SettingsError(
+                f"a {type(pipeline).__name__} has no UNet; the cascade needs a UNet2DConditionModel base: SD 1.5, SD 2.1, SDXL, or a small base"
+            )
+        if isinstance(upsampler, str | PathLike):
+            upsampler = load_upsampler(str(upsampler), store).to(pipeline._execution_device, pipeline.unet.dtype)
+        wanted, optional = cls._get_signature_keys(cls)
+        own = {name: pipeline.components[name] for name in wanted if name in pipeline.components}
+        settings = {name: pipeline.config[name] for name in optional if name in pipeline.config}
+        return cls(**own | settings | components | ({} if upsampler is None else {"upsampler": upsampler}))
+
+    @property
+    def spec(self) -> BaseSpec:
+        """What the cascade knows of the base."""
+        return spec_of(self.unet, self.vae)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the call under way, over all its stages."""
+        return self._num_timesteps
+
+    def sizes(self, height: int, width: int) -> tuple[Size, ...]:
+        """Height and width in pixels of every stage of a picture of that size, from the base to the target."""
+        spec = self.spec
+        return stage_sizes(height, width, native=spec.native, step=spec.step)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        sizes: Sequence[Size] | None = None,
+        num_inference_steps: int = 50,
+        start: float = 0.7,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        upscale: Literal["bilinear", "bicubic"] = "bilinear",
+        t_min: int = 0,
+        strength: float = 1.0,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        pivot: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        tile_above: int = TILE_ABOVE,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample pictures.
+
+        Args:
+            prompt: one, or a list; or ``prompt_embeds``.
+            height: of the result in pixels; the base's own where unset.
+            width: of the result in pixels; the base's own where unset.
+            sizes: height and width in pixels of every stage, in place of those that :meth:`sizes` derives: ``pipe.sizes(h, w)[:1]`` samples the base alone.
+            num_inference_steps: denoising steps of a full pass.
+            start: K / T, in (0, 1]: where the later stages enter the diffusion.
+            guidance_scale: classifier-free guidance; 1 and below is off.
+            negative_prompt: what guidance steers away from, one for all or one a prompt.
+            num_images_per_prompt: samples of each prompt, next to each other in the batch.
+            eta: DDIM's; other schedulers ignore it.
+            upscale: how the pivot grows.
+            t_min: the upsampler guides while t is above this.
+            strength: factor on what the upsampler adds, in [0, 1].
+            generator: one a sample, so that a sample does not depend on its batch; one for all draws for the samples in turn. See :func:`~.noise.draw_noise`.
+            latents: standard normal of stage 0 in place of the drawn, (B, C, h, w).
+            pivot: clean scaled latent, (B, C, h, w), of the stage whose size it has; sampling goes on with the next stage.
+            prompt_embeds: and the following, text that was encoded before, (P, L, D).
+            negative_prompt_embeds: (P, L, D).
+            pooled_prompt_embeds: SDXL, (P, W).
+            negative_pooled_prompt_embeds: SDXL, (P, W).
+            output_type: "latent" returns the clean scaled latent of the last stage, (B, C, h, w), fp32.
+            tile_above: pixels of a picture above which it is decoded in tiles.
+            return_dict: an ``ImagePipelineOutput``, or a tuple.
+            callback_on_step_end: called as ``callback(pipe, i, t, tensors)`` after every step, i counting on through the stages; may return changed tensors.
+            callback_on_step_end_tensor_inputs: names of those tensors, of "latents" and "prompt_embeds".
+
+        Raises:
+            ValueError: a value is out of range, before any network runs; names it and what would be accepted.
+        """
+        spec, device = self.spec, self._execution_device
+        recipe = Recipe(num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength)
+        sizes = self.sizes(height or spec.native[0], width or spec.native[1]) if sizes is None else tuple(sizes)
+        prompt = [prompt] if isinstance(prompt, str) else prompt
+        negative_prompt = [negative_prompt] * _prompts(prompt, prompt_embeds) if isinstance(negative_prompt, str) else negative_prompt
+        batch = _prompts(prompt, prompt_embeds) * num_images_per_prompt
+        generators = generator if isinstance(generator, list) else [generator] * batch
+        latent_sizes = tuple((height // spec.pixels, width // spec.pixels) for height, width in sizes)
+        first = 0 if pivot is None else _stage_above(pivot, latent_sizes)
+        _check(spec, sizes, batch, prompt, negative_prompt, generators, output_type)
+        _check_shape("latents", latents, (batch, spec.latent_channels, *latent_sizes[0]))
+        _check_shape("pivot", pivot, (batch, spec.latent_channels, *latent_sizes[first - 1]))
+        base_steps, later_steps = count_steps(self.scheduler, recipe)
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        conditioning = encode(
+            self,
+            spec.family,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            per_prompt=num_images_per_prompt,
+            guided=guided(guidance_scale),
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+        )
+        noise = draw_noise(generators, spec.latent_channels, latent_sizes, device)
+        if latents is not None:
+            noise[0] = replace(noise[0], entry=latents.to(device, torch.float32))
+        z = None if pivot is None else pivot.to(device, torch.float32)
+        self._num_timesteps = sum(later_steps if stage else base_steps for stage in range(first, len(sizes)))
+        with self.progress_bar(total=self._num_timesteps) as bar:
+
+            def on_step(t: Tensor, latents: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
+                    wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, bar.n, t, wanted)
+                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                bar.update()
+                return latents, prompt_embeds
+
+            for stage in range(first, len(sizes)):
+                z = sample_stage(
+                    self.unet,
+                    self.scheduler,
+                    recipe,
+                    noise=noise[stage],
+                    text=conditioning.text,
+                    conditioning=conditioning.of_stage(sizes[stage]),
+                    pivot=z,
+                    upsampler=self.upsampler,
+                    on_step=on_step,
+                )
+
+        images = z if output_type == "latent" else self.image_processor.postprocess(decode(self.vae, z, tile_above=tile_above), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _prompts(prompt: list[str] | None, embeds: Tensor | None) -> int:
+    """How many prompts there are.
+
+    Raises:
+        SettingsError: none, or both texts and embeddings.
+    """
+    if (prompt is None) == (embeds is None):
+        raise SettingsError("give either prompt or prompt_embeds")
+    count = len(embeds if prompt is None else prompt)
+    if not count:
+        raise SettingsError("prompt is an empty list; give at least one prompt")
+    return count
+
+
+def _stage_above(pivot: Tensor, latent_sizes: Sequence[Size]) -> int:
+    """The stage that starts from a pivot of that size."""
+    size = tuple(pivot.shape[-2:])
+    if size not in latent_sizes[:-1]:
+        raise SettingsError(
+            f"pivot has latent size {size[0]}x{size[1]}, but the stages below the target have {', '.join(f'{h}x{w}' for h, w in latent_sizes[:-1]) or 'none'}"
+        )
+    return latent_sizes.index(size) + 1
+
+
+def _check(
+    spec: BaseSpec,
+    sizes: Sequence[Size],
+    batch: int,
+    prompt: list[str] | None,
+    negative_prompt: list[str] | None,
+    generators: list[Generator | None],
+    output_type: str,
+) -> None:
+    for height, width in sizes:
+        check_size(height, width, step=spec.step)
+    if not sizes or any(above[0] < below[0] or above[1] < below[1] for below, above in pairwise(sizes)):
+        raise SettingsError(f"sizes {list(sizes)} must hold at least one stage, and no stage may be smaller than the one below")
+    if batch < 1:
+        raise SettingsError("num_images_per_prompt must be at least 1")
+    if prompt is not None and negative_prompt is not None and len(negative_prompt) != len(prompt):
+        raise SettingsError(f"{len(negative_prompt)} negative prompts for {len(prompt)} prompts; give one for all or one each")
+    if len(generators) != batch:
+        raise SettingsError(f"{len(generators)} generators for {batch} samples; give one for all or one each")
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise SettingsError(f"output_type={output_type!r} is not known; choose pil, np, pt or latent")
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise SettingsError(f"{name} has shape {tuple(tensor.shape)}, but this call needs {shape}")
