@@ -36,7 +36,7 @@ def decode(vae: AutoencoderKL, latents: Tensor, *, tile_above: int = TILE_ABOVE)
 
 @contextmanager
 def _prepared(vae: AutoencoderKL, tiled: bool) -> Iterator[None]:
-    """The autoencoder in the state that a decode needs, and afterwards in the one it was found in. Threads take turns, since diffusers keeps this state on the module."""
+    """The autoencoder as a decode needs it, and afterwards as it was found. Threads take turns, since diffusers keeps this state on the module."""
     with _LOCK:
         dtype, tiling = vae.dtype, vae.use_tiling
         upcast = vae.config.force_upcast and dtype != torch.float32

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from selfcascade.settings import SettingsError
 
@@ -70,8 +70,12 @@ class BaseSpec:
         """The four tap points of ``inject``, from shallow to deep."""
         return self.skip_taps if inject == "skip" else self.main_taps
 
+    def channels(self, inject: Inject) -> tuple[int, ...]:
+        """Channels at the tap points of ``inject``."""
+        return tuple(tap.channels for tap in self.taps(inject))
 
-def spec_of(unet: nn.Module, vae: nn.Module | None = None) -> BaseSpec:
+
+def spec_of(unet: UNet2DConditionModel, vae: AutoencoderKL | None = None) -> BaseSpec:
     """The spec of a base.
 
     Args:
@@ -83,18 +87,17 @@ def spec_of(unet: nn.Module, vae: nn.Module | None = None) -> BaseSpec:
     """
     config: Mapping[str, Any] = getattr(unet, "config", {})
     blocks = list(getattr(unet, "down_blocks", ()))
-    found = f"{type(unet).__name__} with down blocks {[type(block).__name__ for block in blocks]}"
+    kinds = [type(block).__name__ for block in blocks]
+    found = f"{type(unet).__name__} with down blocks {', '.join(kinds) or 'missing'}"
     size_ids = config.get("addition_embed_type") == "text_time"
     family = next((family for family in FAMILIES if (family.levels, family.size_ids) == (len(blocks), size_ids)), None)
-    if family is None or getattr(unet, "mid_block", None) is None or any(type(block).__name__ not in BLOCKS for block in blocks):
+    if family is None or getattr(unet, "mid_block", None) is None or not set(kinds) <= set(BLOCKS):
         raise SettingsError(
-            f"this base is a {found}; the cascade needs a UNet2DConditionModel of 3 or 4 levels with a mid block (SD 1.5, SD 2.1, SDXL, or a small base)"
+            f"this base is a {found}; the cascade needs a UNet2DConditionModel of 3 or 4 levels with a mid block: SD 1.5, SD 2.1, SDXL or a small base"
         )
     widths = [block.resnets[-1].out_channels for block in blocks]
     if widths != list(config["block_out_channels"]):
-        raise SettingsError(
-            f"this base is a {found} of {widths} channels, but its configuration says {list(config['block_out_channels'])}; load a base whose parts belong together"
-        )
+        raise SettingsError(f"this base has features of {widths} channels, but its configuration says {list(config['block_out_channels'])}; reload it")
 
     last_skips = [Tap(f"down_blocks.{level}", len(block.resnets) - 1, widths[level]) for level, block in enumerate(blocks)]
     outputs = [Tap(f"down_blocks.{level}", None, widths[level]) for level in range(3)]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def branches(latent: Tensor, scale: float) -> Tensor:
-    """A latent, or a pivot, once for each branch: (B, ...) to (2 B, ...), unguided unchanged. The pivot must be repeated too, or prompts would see each other's."""
+    """A latent, or a pivot, once for each branch: (B, ...) to (2 B, ...), unguided unchanged."""
     return latent.repeat(2, *[1] * (latent.ndim - 1)) if guided(scale) else latent
 
 

@@ -1,7 +1,8 @@
 """Pivot guidance: an unmodified UNet whose features are joined by those of the pivot (paper section 4.2, equations 7 and 8).
 
-Hooks on the encoder's blocks read and add features. They hold nothing: what belongs to one forward pass (pivot, timestep, upsampler) travels in a context variable, which every
-thread has for itself, so threads may share a UNet. Without a pass under way a hook does nothing, and after the ``with`` block of :func:`attached` there is none.
+Hooks on the encoder's blocks read and add features. They hold nothing: what belongs to one forward pass (pivot, timestep, upsampler) travels in a
+context variable, which every thread has for itself, so threads may share a UNet. Without a pass under way a hook does nothing, and after the ``with``
+block of :func:`attached` there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from selfcascade.cascade.families import Inject, Tap, spec_of
 from selfcascade.cascade.upsampler import FeatureUpsampler
@@ -27,7 +29,7 @@ Features = tuple[Tensor, ...]
 class _Pass:
     """One forward pass of one UNet: which features it visits, and what is done there."""
 
-    unet: nn.Module
+    unet: UNet2DConditionModel
     taps: tuple[Tap, ...]
     visit: Callable[[int, Tensor, Tensor], Tensor | None]
     """Takes the tap's number, the feature map and the time embedding; returns the map that replaces it, or None."""
@@ -39,16 +41,17 @@ class _EncoderDone(Exception):
 
 
 _PASS: ContextVar[_Pass | None] = ContextVar("selfcascade_pass", default=None)
-_HOOKS: WeakKeyDictionary[nn.Module, tuple[int, list[Any]]] = WeakKeyDictionary()
+_HOOKS: WeakKeyDictionary[UNet2DConditionModel, tuple[int, list[Any]]] = WeakKeyDictionary()
 """UNet to the number of ``attached`` blocks that it is in, and the handles of its hooks."""
 _LOCK = Lock()
 
 
 @contextmanager
-def attached(unet: nn.Module) -> Iterator[None]:
+def attached(unet: UNet2DConditionModel) -> Iterator[None]:
     """Hooks on the UNet's encoder for the time of a ``with`` block. Blocks nest, also across threads: the last one out removes the hooks.
 
-    The two passes below attach for themselves. Attach around a loop of passes to spare the upkeep, and around ``torch.compile``, which does not see hooks that come after it.
+    The passes below attach for themselves. Attach around a loop of passes to spare the upkeep, and around all use of a compiled UNet: ``torch.compile``
+    does not see hooks that come after it.
     """
     unet = _bare(unet)
     with _LOCK:
@@ -68,7 +71,7 @@ def attached(unet: nn.Module) -> Iterator[None]:
 
 
 def pivot_features(
-    unet: nn.Module, pivot: Tensor, t: Tensor | float, encoder_hidden_states: Tensor, *, inject: Inject = "skip", **conditioning: Any
+    unet: UNet2DConditionModel, pivot: Tensor, t: Tensor | float, encoder_hidden_states: Tensor, *, inject: Inject = "skip", **conditioning: Any
 ) -> Features:
     """Feature maps ``h_{n,0}`` of the clean pivot (equation 7): the UNet's encoder alone, without gradients.
 
@@ -97,7 +100,7 @@ def pivot_features(
 
 
 def unet_with_pivot(
-    unet: nn.Module,
+    unet: UNet2DConditionModel,
     z: Tensor,
     t: Tensor | float,
     encoder_hidden_states: Tensor,
@@ -128,12 +131,12 @@ def unet_with_pivot(
         The UNet's output, (B, C, H, W): noise or velocity, as the base predicts.
 
     Raises:
-        ValueError: neither or both of pivot and features are given, or their batch is not that of z.
+        ValueError: neither pivot nor features are given, or their batch is not that of z.
     """
-    if (pivot is None) == (features is None):
-        raise ValueError("unet_with_pivot needs either the pivot or its features")
     with attached(unet):
         if features is None:
+            if pivot is None:
+                raise ValueError("unet_with_pivot needs the pivot or its features")
             pivot_t = t if upsampler.config.pivot_t == "current" else 0
             features = pivot_features(unet, pivot, pivot_t, encoder_hidden_states, inject=upsampler.config.inject, **conditioning)
         if len(features[0]) != len(z):
@@ -147,7 +150,7 @@ def unet_with_pivot(
         return _run(_Pass(_bare(unet), spec_of(_bare(unet)).taps(upsampler.config.inject), add), unet, z, t, encoder_hidden_states, conditioning)
 
 
-def _run(this: _Pass, unet: nn.Module, z: Tensor, t: Tensor | float, text: Tensor, conditioning: dict[str, Any]) -> Tensor:
+def _run(this: _Pass, unet: UNet2DConditionModel, z: Tensor, t: Tensor | float, text: Tensor, conditioning: dict[str, Any]) -> Tensor:
     """The UNet's own forward with ``this`` pass under way."""
     with attached(unet):
         token = _PASS.set(this)
@@ -162,15 +165,15 @@ def _run(this: _Pass, unet: nn.Module, z: Tensor, t: Tensor | float, text: Tenso
     return output
 
 
-def _hook_all(unet: nn.Module) -> list[Any]:
+def _hook_all(unet: UNet2DConditionModel) -> list[Any]:
     spec = spec_of(unet)
     modules = sorted({tap.module for tap in (*spec.skip_taps, *spec.main_taps)})
     return [unet.get_submodule(module).register_forward_hook(_hook(unet, module), with_kwargs=True) for module in modules]
 
 
-def _hook(unet: nn.Module, module: str) -> Callable[..., Any]:
+def _hook(unet: UNet2DConditionModel, module: str) -> Callable[..., Any]:
     @torch.compiler.disable  # the surroundings compile; what a pass does here may differ from call to call
-    def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def hook(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         this = _PASS.get()
         if this is None or this.unet is not unet:
             return None
@@ -197,5 +200,5 @@ def _visit(this: _Pass, level: int, tap: Tap, output: Any, emb: Tensor) -> Any:
     return main, (*skips[: tap.skip], replaced, *skips[tap.skip + 1 :])
 
 
-def _bare(unet: nn.Module) -> nn.Module:
+def _bare(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return getattr(unet, "_orig_mod", unet)  # torch.compile wraps

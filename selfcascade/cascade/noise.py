@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,12 @@ class StageNoise:
     """One a sample, for what the scheduler draws at its steps (DDIM's eta, ancestral samplers)."""
 
 
-def draw_noise(generators: list[Generator | None], channels: int, sizes: tuple[Size, ...], device: torch.device) -> list[StageNoise]:
+def draw_noise(generators: Sequence[Generator | None], channels: int, sizes: tuple[Size, ...], device: torch.device) -> list[StageNoise]:
     """Noise of every stage for every sample, each from the sample's own generator.
 
-    The order is part of the contract. A sample draws, for stage 0, 1, ..., R in turn: the entry noise of the stage, fp32, (1, C, h, w), and one integer that seeds the
-    stage's step noise. It does so whether or not the stage will be sampled. Hence the base does not depend on the target above it, a stage that starts
-    from a cached pivot gets the noise that it would have got, and stage 0's first draw is the one that diffusers' own pipelines make from the same generator.
+    The order is part of the contract. A sample draws, for stage 0, 1, ..., R in turn, the stage's entry noise, fp32, (1, C, h, w), and one integer that
+    seeds the stage's step noise; it does so whether or not the stage will be sampled. Hence the base does not depend on the target above it, a stage that
+    starts from a cached pivot gets the noise that it would have got, and the first draw is the one that diffusers' own pipelines make.
 
     Args:
         generators: one a sample, usually on the CPU; None draws from torch's default. One generator listed twice draws for its samples in turn.

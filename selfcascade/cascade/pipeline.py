@@ -1,8 +1,8 @@
-"""Self-Cascade sampling as a diffusers pipeline: a base picture, then stage upon stage of twice the size, each starting from the one below (paper algorithm 2)."""
+"""Self-Cascade sampling as a diffusers pipeline: a base picture, then stage upon stage of twice the size (paper section 4, algorithm 2)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from os import PathLike
 from typing import Any, Literal, Self
 
@@ -86,7 +86,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             upsampler.check_fits(self.spec, base)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         base: str | PathLike[str],
         *,
@@ -117,7 +117,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         return super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
 
     @classmethod
-    def from_pipe(  # type: ignore[override]
+    def from_pipe(
         cls, pipeline: DiffusionPipeline, *, upsampler: FeatureUpsampler | str | PathLike[str] | None = None, store: Store | None = None, **components: Any
     ) -> Self:
         """The very networks of a loaded pipeline in a cascade: LoRA, precision, offload and scheduler stay as the user set them.
@@ -223,8 +223,9 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         recipe = Recipe(num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength)
         sizes = self.sizes(height or spec.native[0], width or spec.native[1]) if sizes is None else tuple(sizes)
         prompt = [prompt] if isinstance(prompt, str) else prompt
-        negative_prompt = [negative_prompt] * _prompts(prompt, prompt_embeds) if isinstance(negative_prompt, str) else negative_prompt
-        batch = _prompts(prompt, prompt_embeds) * num_images_per_prompt
+        prompts = _count_prompts(prompt, prompt_embeds)
+        negative_prompt = [negative_prompt] * prompts if isinstance(negative_prompt, str) else negative_prompt
+        batch = prompts * num_images_per_prompt
         generators = generator if isinstance(generator, list) else [generator] * batch
         latent_sizes = tuple((height // spec.pixels, width // spec.pixels) for height, width in sizes)
         first = 0 if pivot is None else _stage_above(pivot, latent_sizes)
@@ -250,28 +251,30 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         noise = draw_noise(generators, spec.latent_channels, latent_sizes, device)
         if latents is not None:
             noise[0] = replace(noise[0], entry=latents.to(device, torch.float32))
-        z = None if pivot is None else pivot.to(device, torch.float32)
+        if pivot is not None:
+            pivot = pivot.to(device, torch.float32)
         self._num_timesteps = sum(later_steps if stage else base_steps for stage in range(first, len(sizes)))
+        step = count()
         with self.progress_bar(total=self._num_timesteps) as bar:
 
             def on_step(t: Tensor, latents: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
-                    wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, bar.n, t, wanted)
-                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
                 bar.update()
-                return latents, prompt_embeds
+                if callback_on_step_end is None:
+                    return latents, prompt_embeds
+                tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
+                wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                tensors |= callback_on_step_end(self, next(step), t, wanted)
+                return tensors["latents"], tensors["prompt_embeds"]
 
             for stage in range(first, len(sizes)):
-                z = sample_stage(
+                pivot = z = sample_stage(
                     self.unet,
                     self.scheduler,
                     recipe,
                     noise=noise[stage],
                     text=conditioning.text,
                     conditioning=conditioning.of_stage(sizes[stage]),
-                    pivot=z,
+                    pivot=pivot,
                     upsampler=self.upsampler,
                     on_step=on_step,
                 )
@@ -281,18 +284,11 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def _prompts(prompt: list[str] | None, embeds: Tensor | None) -> int:
-    """How many prompts there are.
-
-    Raises:
-        SettingsError: none, or both texts and embeddings.
-    """
-    if (prompt is None) == (embeds is None):
-        raise SettingsError("give either prompt or prompt_embeds")
-    count = len(embeds if prompt is None else prompt)
-    if not count:
-        raise SettingsError("prompt is an empty list; give at least one prompt")
-    return count
+def _count_prompts(prompt: list[str] | None, embeds: Tensor | None) -> int:
+    given = [len(prompts) for prompts in (prompt, embeds) if prompts is not None]
+    if len(given) != 1 or given[0] == 0:
+        raise SettingsError("give at least one prompt, either as prompt or as prompt_embeds")
+    return given[0]
 
 
 def _stage_above(pivot: Tensor, latent_sizes: Sequence[Size]) -> int:
@@ -311,7 +307,7 @@ def _check(
     batch: int,
     prompt: list[str] | None,
     negative_prompt: list[str] | None,
-    generators: list[Generator | None],
+    generators: Sequence[Generator | None],
     output_type: str,
 ) -> None:
     for height, width in sizes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
+from diffusers import SchedulerMixin
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -27,11 +27,11 @@ def bicubic(latent: Tensor, size: Size) -> Tensor:
 UPSCALES: Mapping[str, Upscale] = MappingProxyType({"bilinear": bilinear, "bicubic": bicubic})
 
 
-def renoise_pivot(pivot: Tensor, size: Size, scheduler: Any, *, start: float, noise: Tensor, upscale: Upscale = bilinear) -> tuple[Tensor, Tensor]:
+def renoise_pivot(pivot: Tensor, size: Size, scheduler: SchedulerMixin, *, start: float, noise: Tensor, upscale: Upscale = bilinear) -> tuple[Tensor, Tensor]:
     """Latent from which a stage starts, and the timesteps that it still has to take.
 
-    Equation 6, ``z_K = sqrt(abar_K) * up(z_0) + sqrt(1 - abar_K) * eps``, with K the first timestep at or below ``start * T``. The scheduler's own ``add_noise``
-    computes it, so that the result is right in the parametrisation of whichever scheduler follows.
+    Equation 6, ``z_K = sqrt(abar_K) * up(z_0) + sqrt(1 - abar_K) * eps``, with K the first timestep at or below ``start * T``. The scheduler's own
+    ``add_noise`` computes it, so that it is right in the parametrisation of whichever scheduler follows.
 
     Args:
         pivot: clean latent of the stage below, (B, C, h, w), scaled.

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
 
 from selfcascade.cascade.guidance import branches, combine
 from selfcascade.cascade.injection import Features, attached, pivot_features, unet_with_pivot
@@ -53,7 +54,7 @@ class Recipe:
             raise SettingsError(f"strength={self.strength} must be in 0..1")
 
 
-def count_steps(scheduler: Any, recipe: Recipe) -> tuple[int, int]:
+def count_steps(scheduler: SchedulerMixin, recipe: Recipe) -> tuple[int, int]:
     """Denoising steps of the base stage, and of each later one. Refuses a ``start`` that leaves none, before any network runs."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(recipe.steps)
@@ -61,8 +62,8 @@ def count_steps(scheduler: Any, recipe: Recipe) -> tuple[int, int]:
 
 
 def sample_stage(
-    unet: nn.Module,
-    scheduler: Any,
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
     recipe: Recipe,
     *,
     noise: StageNoise,
@@ -95,26 +96,29 @@ def sample_stage(
         size = (noise.entry.shape[-2], noise.entry.shape[-1])
         z, timesteps = renoise_pivot(pivot, size, scheduler, start=recipe.start, noise=noise.entry, upscale=UPSCALES[recipe.upscale])
 
-    tuned = upsampler is not None and pivot is not None and recipe.strength > 0
-    extras = _step_arguments(scheduler, recipe.eta, noise)
     features: Features | None = None
-    with attached(unet) if tuned else nullcontext():
+
+    def predict(z_in: Tensor, t: Tensor) -> Tensor:
+        nonlocal features
+        if pivot is None or upsampler is None or recipe.strength == 0 or t <= recipe.t_min:
+            return unet(z_in, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
+        phi = upsampler.config
+        if features is None or phi.pivot_t == "current":  # at t = 0 the clean pivot has the same features at every step
+            pivot_in = branches(pivot, recipe.guidance_scale).to(unet.dtype)
+            features = pivot_features(unet, pivot_in, t if phi.pivot_t == "current" else 0, text, inject=phi.inject, **conditioning)
+        return unet_with_pivot(unet, z_in, t, text, upsampler=upsampler, features=features, strength=recipe.strength, **conditioning)
+
+    extras = _step_arguments(scheduler, recipe.eta, noise)
+    with nullcontext() if upsampler is None else attached(unet):
         for t in timesteps:
             z_in = branches(scheduler.scale_model_input(z, t), recipe.guidance_scale).to(unet.dtype)
-            if tuned and t > recipe.t_min:
-                if features is None or upsampler.config.pivot_t == "current":  # at t = 0 the clean pivot's features are the same at every step
-                    pivot_in = branches(pivot, recipe.guidance_scale).to(unet.dtype)
-                    pivot_t = t if upsampler.config.pivot_t == "current" else 0
-                    features = pivot_features(unet, pivot_in, pivot_t, text, inject=upsampler.config.inject, **conditioning)
-                prediction = unet_with_pivot(unet, z_in, t, text, upsampler=upsampler, features=features, strength=recipe.strength, **conditioning)
-            else:
-                prediction = unet(z_in, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
-            z = scheduler.step(combine(prediction.float(), recipe.guidance_scale), t, z, **extras, return_dict=False)[0]
+            prediction = combine(predict(z_in, t).float(), recipe.guidance_scale)
+            z = scheduler.step(prediction, t, z, **extras, return_dict=False)[0]
             z, text = on_step(t, z, text)
     return z
 
 
-def _step_arguments(scheduler: Any, eta: float, noise: StageNoise) -> dict[str, Any]:
+def _step_arguments(scheduler: SchedulerMixin, eta: float, noise: StageNoise) -> dict[str, Any]:
     """Of eta and the samples' generators, those that the scheduler's step takes."""
     takes = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in {"eta": eta, "generator": noise.generators}.items() if name in takes}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from math import floor, sqrt
-from typing import Any
 
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from selfcascade.settings import SettingsError
@@ -57,7 +57,7 @@ def check_size(height: int, width: int, *, step: int) -> None:
         )
 
 
-def remaining_timesteps(scheduler: Any, start: float) -> Tensor:
+def remaining_timesteps(scheduler: SchedulerMixin, start: float) -> Tensor:
     """The suffix of the scheduler's grid that a stage takes when it enters at ``K = start * T``: all t <= K. It begins there.
 
     Of DDIM's 50 steps over T = 1000 (981, 961, ..., 1), K = 700 keeps 35, the first of them 681.

@@ -41,8 +41,8 @@ class ResidualBlock(nn.Module):
         self.time = nn.Linear(time_width, channels)
         self.norm2 = nn.GroupNorm(norm_groups, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, u: Tensor, emb: Tensor) -> Tensor:
         """The residual of u, (B, C, H, W), at the time embedding emb, (B, T_e)."""
@@ -72,7 +72,8 @@ class ResidualUpsampler(nn.Module):
 class GroupSharedUpsampler(nn.Module):
     """Variant C: the same structure with every weight shared by the channels of a group, and four fixed features of the timestep. 38 G parameters.
 
-    For both blocks, ``v = silu(norm(u))``, a 3x3 kernel a group, ``v = (1 + S tau)[g] v + (O tau)[g]``, ``u = u + v``; the result is ``(Gamma tau)[g] u``, zero at the start.
+    Both blocks take ``v = silu(norm(u))`` through a 3x3 kernel a group, then ``u = u + (1 + S tau)[g] v + (O tau)[g]``. The result is
+    ``(Gamma tau)[g] u``, zero at the start.
     """
 
     def __init__(self, channels: int, groups: int, norm_groups: int, timesteps: int):
@@ -107,7 +108,8 @@ class GroupSharedUpsampler(nn.Module):
 class FeatureUpsampler(ModelMixin, ConfigMixin):
     """Phi: one upsampler a tap point, and what it was trained for.
 
-    Saved and loaded as a diffusers folder, safetensors only. Every variant but ``final="identity"`` adds exactly zero before it is trained: the tuned cascade starts as the tuning-free one.
+    Saved and loaded as a diffusers folder, safetensors only. Unless ``final`` is "identity", it adds exactly zero before it is trained: the tuned
+    cascade starts as the tuning-free one.
 
     Args:
         channels: of the tap points, from shallow to deep.
@@ -148,11 +150,9 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
             raise SettingsError(f"upsampler variant {variant!r} is not known; choose A or C")
         if variant == "C" and final != "residual":
             raise SettingsError(f"upsampler variant C has no final={final!r}: its own gate is zero at the start; leave final at 'residual'")
-        wrong = [c for c, g in zip(channels, groups, strict=True) if c % norm_groups or (variant == "C" and c % g)]
-        if wrong:
-            raise SettingsError(
-                f"upsampler channels {wrong[0]} do not divide into {norm_groups} norm groups and the groups {tuple(groups)}; choose groups that divide {tuple(channels)}"
-            )
+        for c, g in zip(channels, groups, strict=True):
+            if c % norm_groups or (variant == "C" and c % g):
+                raise SettingsError(f"{c} upsampler channels do not divide into {norm_groups} norm groups and {g} groups of variant C; choose others")
         self.levels = nn.ModuleList(
             ResidualUpsampler(c, time_width, norm_groups, final) if variant == "A" else GroupSharedUpsampler(c, g, norm_groups, timesteps)
             for c, g in zip(channels, groups, strict=True)
@@ -172,9 +172,18 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         stage: int | None = None,
     ) -> FeatureUpsampler:
         """A fresh upsampler that fits a base. Its initial weights come from torch's default generator."""
-        channels = tuple(tap.channels for tap in spec.taps(inject))
-        shape = {"channels": channels, "time_width": spec.time_width, "norm_groups": spec.norm_groups}
-        return cls(**shape, variant=variant, inject=inject, pivot_t=pivot_t, final=final, base=base, size=size, stage=stage)
+        return cls(
+            channels=spec.channels(inject),
+            time_width=spec.time_width,
+            norm_groups=spec.norm_groups,
+            variant=variant,
+            inject=inject,
+            pivot_t=pivot_t,
+            final=final,
+            base=base,
+            size=size,
+            stage=stage,
+        )
 
     def forward(self, level: int, feature: Tensor, *, t: Tensor, emb: Tensor, size: Size) -> Tensor:
         """What equation 8 adds to the feature map of the bigger latent: ``phi_n(h_n, t)``.
@@ -208,7 +217,7 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
                 f"retrain it or pass --base {self.config.base.partition('@')[0]}"
             )
         made_for = (tuple(self.config.channels), self.config.time_width)
-        found = (tuple(tap.channels for tap in spec.taps(self.config.inject)), spec.time_width)
+        found = (spec.channels(self.config.inject), spec.time_width)
         if made_for != found:
             raise SettingsError(
                 f"{name} was made for {self.config.inject} features of {made_for[0]} channels and time width {made_for[1]}, "
