@@ -17,6 +17,7 @@ from selfcascade.storage.lease import Lease, lease
 from selfcascade.storage.manifest import ArtifactRef, Kind, Manifest, artifact_version
 from selfcascade.storage.plan import Plan
 from selfcascade.storage.store import ObjectInfo, Store
+from selfcascade.storage.tombstone import purged_samples
 
 __all__ = [
     "BLOCK",
@@ -41,6 +42,7 @@ __all__ = [
     "artifact_version",
     "entry_of",
     "lease",
+    "purged_samples",
     "reference",
     "resolve",
     "rollback",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfcascade.settings import Settings
 from selfcascade.storage import pointer
@@ -16,6 +16,9 @@ from selfcascade.storage.errors import IntegrityError, NotFound, StoreError
 from selfcascade.storage.lease import lease
 from selfcascade.storage.manifest import KINDS, MANIFEST, ArtifactRef, Kind, Manifest, plain_settings, version_of
 from selfcascade.storage.store import Store
+from selfcascade.storage.tombstone import tombstone
+
+T = TypeVar("T")
 
 
 class Artifact:
@@ -62,9 +65,7 @@ class Artifact:
 
     def published(self) -> bool:
         """Whether the manifest is there and the pointer has had its move: nothing is left to do."""
-        if self.store.head(self._key(MANIFEST)) is None:
-            return False
-        return self.ref.version not in pointer.sequences(self.store, self.base).pending
+        return self.has(MANIFEST) and self.ref.version not in pointer.sequences(self.store, self.base).pending
 
     def has(self, key: str) -> bool:
         """Whether the object is there."""
@@ -93,16 +94,17 @@ class Artifact:
         """
         if self.settings is None or self.inputs is None:
             raise ValueError("an artifact that was resolved is published already")
+        if self.published():
+            return self.ref
         with lease(self.store, self.prefix):
-            if self.ref.version not in pointer.sequences(self.store, self.base).pending:
-                pointer.take(self.store, self.base, self.ref.version)
-            if self.store.head(self._key(MANIFEST)) is None:
+            sequence = pointer.sequences(self.store, self.base).pending.get(self.ref.version)
+            if sequence is None:
+                sequence = pointer.take(self.store, self.base, self.ref.version)
+            if not self.has(MANIFEST):
                 manifest = self._compose(sorted(self.existing() - {MANIFEST} if objects is None else set(objects)), list(shared), counts)
                 self.store.put_new(self._key(MANIFEST), manifest.to_bytes())
             self.manifest()
-            sequence = pointer.sequences(self.store, self.base).pending.get(self.ref.version)
-            if sequence is not None:
-                pointer.move(self.store, self.base, self.ref.version, sequence)
+            pointer.move(self.store, self.base, self.ref.version, sequence)
         return self.ref
 
     def _compose(self, keys: list[str], shared: list[ObjectEntry], counts: Mapping[str, int | float | str]) -> Manifest:
@@ -110,9 +112,9 @@ class Artifact:
             if entry.source is None:
                 raise ValueError(f"shared entry {entry.key} names no source; take it from Artifact.share()")
             if self.store.head(f"{entry.source}/{entry.key}") is None:
-                raise NotFound(f"object {self.store.uri(f'{entry.source}/{entry.key}')}, shared by {self.ref}, does not exist; run its stage again")
+                raise NotFound(f"{self.ref} cannot be published: it shares {entry.source}/{entry.key}, which does not exist; run that stage again")
         with ThreadPoolExecutor(min(self.store.settings.connections, 8)) as pool:
-            own = list(pool.map(lambda key: self.store.entry(self._key(key)).renamed(key), keys))
+            own = list(pool.map(self._present, keys))
         assert self.settings is not None
         assert self.inputs is not None
         return Manifest(
@@ -124,6 +126,12 @@ class Artifact:
             objects=tuple(sorted([*own, *shared], key=lambda entry: entry.key)),
             counts=dict(counts),
         )
+
+    def _present(self, key: str) -> ObjectEntry:
+        try:
+            return self.store.entry(self._key(key)).renamed(key)
+        except NotFound:
+            raise NotFound(f"{self.ref} cannot be published: its object {key} is missing; run the stage again") from None
 
     # Reading
 
@@ -166,20 +174,29 @@ class Artifact:
         """
         if not self._committed():
             return self.store.read(self._key(key))
-        entry = self.entry(key)
-        return self.store.read(entry.key, sha256=entry.sha256)
+        return self._checked(key, lambda entry: self.store.read(entry.key, sha256=entry.sha256))
 
     def download(self, key: str, path: Path) -> None:
         """Stream an object to a file, checked as in :meth:`read`."""
         if not self._committed():
             self.store.download(self._key(key), path)
             return
-        entry = self.entry(key)
-        self.store.download(entry.key, path, sha256=entry.sha256)
+        self._checked(key, lambda entry: self.store.download(entry.key, path, sha256=entry.sha256))
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of an object of a published artifact, checked block by block."""
-        return self.store.read_range(self.entry(key), start, end)
+        return self._checked(key, lambda entry: self.store.read_range(entry, start, end))
+
+    def _checked(self, key: str, read: Callable[[ObjectEntry], T]) -> T:
+        """Read against the committed entry; an object that a purge rewrote is read against its tombstone."""
+        entry = self.entry(key)
+        try:
+            return read(entry)
+        except StoreError as error:
+            replaced = None if error.transient else tombstone(self.store, entry.key)
+            if replaced is None:
+                raise
+            return read(replaced.entry)
 
     def share(self, key: str) -> ObjectEntry:
         """The entry with which another artifact lists this one's object instead of copying it."""
@@ -189,7 +206,7 @@ class Artifact:
         return found.renamed(key, source=found.source or self.prefix)
 
     def _committed(self) -> bool:
-        if self._manifest is None and self.store.head(self._key(MANIFEST)) is not None:
+        if self._manifest is None and self.has(MANIFEST):
             self.manifest()
         return self._manifest is not None
 

@@ -28,6 +28,7 @@ from selfcascade.storage.errors import StoreError, StoreFull, StoreUnreachable
 
 START_SECONDS = 60.0
 """Longest wait for a server that is starting; replaying a large folder after a crash takes some seconds."""
+LAUNCHES = 3
 FULL_BYTES = 64 * 2**20
 """With less than this free on its disk the server takes no more data."""
 
@@ -101,10 +102,7 @@ def release(folder: Path) -> None:
 def ensure(folder: Path, bucket: str | None = None) -> Endpoint:
     """The endpoint of a server that answers, started now if need be. The caller is a user already."""
     with _locked(folder / "start.lock"):
-        deadline = time.monotonic() + START_SECONDS
-        if not _watched(folder):
-            _launch(folder)
-        return _wait_until_ready(folder, bucket, deadline)
+        return _wait_until_ready(folder, bucket)
 
 
 def start(folder: Path) -> Status:
@@ -241,21 +239,25 @@ def _launch(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def _wait_until_ready(folder: Path, bucket: str | None, deadline: float) -> Endpoint:
-    """Ready means that an object written now can be read: a server that replays its log lists before it reads."""
+def _wait_until_ready(folder: Path, bucket: str | None) -> Endpoint:
+    """Ready means that an object can be read: a server that comes back from a crash lists before it reads."""
     pair = json.loads((folder / "credentials.json").read_text(encoding="utf-8"))
-    pause = 0.02
-    while True:
+    deadline, pause, launches = time.monotonic() + START_SECONDS, 0.02, 0
+    while time.monotonic() < deadline:
+        if not _watched(folder):
+            if launches == LAUNCHES:
+                break
+            _launch(folder)
+            launches += 1
         state = watchdog.read_state(folder)
         if "pid" in state:
             endpoint = Endpoint(f"http://127.0.0.1:{state['ports']['s3']}", **pair)
             if _answers(endpoint, bucket):
                 return endpoint
-        if not _watched(folder) or time.monotonic() > deadline:
-            check_room(folder)
-            raise StoreUnreachable(f"the embedded store in {folder} does not come up{_last_words(folder)}; see {folder / 'weed.log'}")
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.5)
+        pause = min(pause * 1.2, 0.25)
+    check_room(folder)
+    raise StoreUnreachable(f"the embedded store in {folder} does not come up{_last_words(folder)}; see {folder / 'weed.log'}")
 
 
 def _answers(endpoint: Endpoint, bucket: str | None) -> bool:

@@ -79,6 +79,7 @@ def status_of(error: ClientError) -> int:
 def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterator[None]:
     """Turn what boto3 raises inside the block into a :class:`StoreError`; ``what`` names the object or the action."""
     where = "the embedded store" if embedded else f"the store at {endpoint}"
+    keys = "store.access_key and store.secret_key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     try:
         yield
     except ClientError as error:
@@ -90,21 +91,18 @@ def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterat
         if code in UNMET or status == 412:
             raise Conflict(f"{what}: another writer was first") from None
         if code in BUSY:
-            conflict = Conflict(f"{what}: another writer is at it at this moment; run again")
-            raise conflict from None
+            raise Conflict(f"{what}: another writer is at it at this moment; run again") from None
         if code in MISSING or status == 404:
             raise NotFound(f"{what} does not exist in {where}") from None
         if code in DENIED or status == 403:
-            raise StoreDenied(
-                f"{where} refuses the credentials for {what} ({code}); check store.access_key and store.secret_key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from None
+            raise StoreDenied(f"{where} refuses the credentials for {what} ({code}); check {keys}") from None
         if code in FULL or status == 507:
             raise StoreFull(f"{where} has no room left for {what}; free space, run `selfcascade store gc`, or choose another store") from None
         message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:200]
         failure = StoreUnreachable if status >= 500 else StoreError
         raise failure(f"{where} failed on {what}: {code} {message}".rstrip()) from None
     except (NoCredentialsError, PartialCredentialsError):
-        raise StoreDenied(f"no credentials for {where}; set store.access_key and store.secret_key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        raise StoreDenied(f"no credentials for {where}; set {keys}") from None
     except (EndpointConnectionError, ConnectionError, HTTPClientError) as error:
         reason = type(error).__name__
         raise StoreUnreachable(f"{where} does not answer ({reason}, {what}); check store.endpoint and that the server runs") from None

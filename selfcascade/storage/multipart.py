@@ -18,7 +18,7 @@ MOST_PARTS = 9_000
 SIDE_BY_SIDE = 4
 
 
-def put_parts(client: S3Client, data: bytes | Path, size: int, target: dict[str, Any], described: dict[str, Any], condition: dict[str, str]) -> str:
+def put_parts(client: S3Client, data: bytes | Path, size: int, target: dict[str, Any], described: dict[str, Any], condition: dict[str, Any]) -> str:
     """Upload in parts and complete under ``condition``; a failed upload leaves nothing behind.
 
     Args:
@@ -43,7 +43,8 @@ def put_parts(client: S3Client, data: bytes | Path, size: int, target: dict[str,
     try:
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             parts = list(pool.map(send, range(-(-size // length))))
-        return client.complete_multipart_upload(**target, UploadId=upload, MultipartUpload={"Parts": parts}, **condition)["ETag"]  # type: ignore[typeddict-item]
+        done: dict[str, Any] = {**target, "UploadId": upload, "MultipartUpload": {"Parts": parts}, **condition}
+        return client.complete_multipart_upload(**done)["ETag"]
     except BaseException:
         with contextlib.suppress(ClientError, BotoCoreError):
             client.abort_multipart_upload(**target, UploadId=upload)

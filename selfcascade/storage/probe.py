@@ -59,5 +59,6 @@ def _must_refuse_parts(store: Store, key: str) -> None:
 
 def _refusal(store: Store, condition: str) -> ConditionalWritesUnsupported:
     return ConditionalWritesUnsupported(
-        f"bucket {store.bucket!r} ignores {condition}, so two runs could overwrite each other; use a store with conditional writes (AWS S3, MinIO, SeaweedFS 4, Ceph 19)"
+        f"bucket {store.bucket!r} ignores {condition}, so two runs could overwrite each other; "
+        "use a store with conditional writes, such as AWS S3, MinIO or SeaweedFS 4"
     )

@@ -404,7 +404,7 @@ class Store:
     def _named(self, key: str) -> str:
         return f"object {self.uri(key)}" if key else f"bucket {self.bucket}"
 
-    def _address(self, key: str) -> dict[str, str]:
+    def _address(self, key: str) -> dict[str, Any]:
         return {"Bucket": self.bucket, "Key": self._full(key)}
 
     def _full(self, key: str) -> str:

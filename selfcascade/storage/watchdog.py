@@ -108,6 +108,7 @@ def command(weed: str, data: Path, ports: dict[str, int]) -> list[str]:
         "-s3.allowDeleteBucketNotEmpty=false",
         "-s3.autoCreateBucket=false",
         "-master.volumePreallocate=false",
+        "-master.resumeState=false",  # a single master that resumes is not leader at once, and the volumes come seconds later
         "-volume.preStopSeconds=0",
         *(f"-{service}.port={port}" for service, port in ports.items()),
     ]
@@ -147,7 +148,8 @@ class Watchdog:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._end_leftover()
         self._start()
-        idle_since, crashes = time.monotonic(), []
+        idle_since = time.monotonic()
+        crashes: list[float] = []
         while not self.stopping and self.folder.exists():
             time.sleep(POLL)
             assert self.process is not None
