@@ -64,6 +64,8 @@ def plan_collection(store: Store, *, grace: timedelta | None = None, cache: bool
         IntegrityError: a manifest cannot be read. It may refer to anything, so nothing is garbage for certain.
     """
     grace = timedelta(hours=store.settings.grace_hours) if grace is None else grace
+    if store.absent:
+        return Collection((), (), (), (), 0)
     now = store.now()
     working = leased(store)
     found = [info for kind in KINDS for info in store.list(f"{kind}/")]

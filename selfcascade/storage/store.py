@@ -110,6 +110,11 @@ class Store:
         return self._connection.read_only
 
     @property
+    def absent(self) -> bool:
+        """Whether this is a read-only view of an embedded store that was never made: everything in it is missing."""
+        return self._connection.absent
+
+    @property
     def client(self) -> S3Client:
         """The boto3 client of this process."""
         return self._connection.client
@@ -224,7 +229,7 @@ class Store:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects under ``prefix``, in no order that may be relied on."""
-        more = not self._connection.absent
+        more = not self.absent
         token: dict[str, Any] = {}
         while more:
             arguments = {"Bucket": self.bucket, "Prefix": self._full(prefix), **token}
@@ -372,7 +377,7 @@ class Store:
         return self.call(key, lambda: self.client.get_object(**self._address(key), **how))
 
     def _head(self, key: str) -> Any:
-        if self._connection.absent:
+        if self.absent:
             return None
         try:
             return self.call(key, lambda: self.client.head_object(**self._address(key)))
@@ -387,7 +392,7 @@ class Store:
         return self.read_only and self.is_embedded
 
     def _must_exist(self, key: str) -> None:
-        if self._connection.absent:
+        if self.absent:
             raise NotFound(f"{self._named(key)} does not exist: there is no store in {self.settings.folder} yet")
 
     def _may_write(self) -> None:
