@@ -72,9 +72,9 @@ def write_tar(path: Path, samples: Iterable[tuple[Entry, Picture, str]]) -> None
                 "caption": entry.caption or "",
                 "split": split,
             }
-            _add(tar, f"{entry.key}.json", canonical_json(fields))
-            _add(tar, f"{entry.key}.png", png_bytes(picture.image))
-            _add(tar, f"{entry.key}.txt", (entry.caption or "").encode())
+            add_member(tar, f"{entry.key}.json", canonical_json(fields))
+            add_member(tar, f"{entry.key}.png", png_bytes(picture.image))
+            add_member(tar, f"{entry.key}.txt", (entry.caption or "").encode())
 
 
 def read_tar(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -137,7 +137,8 @@ def counts_of(table: pa.Table) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Append a file without clock or owner."""
     info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the names of user and group empty
     info.size = len(data)
     info.mode = 0o644

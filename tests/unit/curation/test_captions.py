@@ -1,0 +1,120 @@
+"""Captions from text files, JSON lines and parquet; wrong bytes cost one picture, a wrong table stops at its line."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcascade.curation.captions import Caption, captions_of, clean_caption
+from selfcascade.curation.decoding import format_of_name
+from selfcascade.curation.folder import FolderTree
+from selfcascade.settings import SettingsError
+
+
+def read(folder, kind="auto"):
+    tree = FolderTree(folder)
+    files = sorted(tree.files(), key=lambda file: file.name)
+    found = [file for file in files if format_of_name(file.name)]
+    others = [file for file in files if not format_of_name(file.name)]
+    return {file.name: caption for file, caption in zip(found, captions_of(tree, found, others, kind), strict=True)}
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",))))
+def test_cleaning_is_idempotent_and_leaves_one_printable_line(text):
+    clean = clean_caption(text)
+    assert clean_caption(clean) == clean
+    assert clean == clean.strip()
+    assert "  " not in clean
+    assert not any(unicodedata.category(character) == "Cc" for character in clean)
+
+
+@given(st.lists(st.text("abcé猫-,.'!", min_size=1), min_size=1))
+def test_cleaning_keeps_every_word(words):
+    assert clean_caption("\n\t ".join(words)) == unicodedata.normalize("NFC", " ".join(words))
+
+
+def test_half_a_surrogate_is_no_text():
+    with pytest.raises(ValueError, match="surrogate"):
+        clean_caption("a \ud800 b")
+
+
+def test_text_files_beside_the_pictures(pictures):
+    pictures.put("a.png", b"x", "\ufeffa  red\r\nfox ".encode())
+    pictures.put("sub/b.jpg", b"x", "b")
+    pictures.put("c.png", b"x", None)
+    pictures.put("d.png", b"x", "caf\u00e9".encode("latin-1"))
+    pictures.put("e.png", b"x", "a fox".encode("utf-16"))
+    found = read(pictures.folder)
+    assert found["a.png"] == Caption("a red fox")
+    assert found["sub/b.jpg"] == Caption("b")
+    assert found["c.png"] == Caption()
+    assert found["d.png"].problem == "caption encoding: d.txt is not UTF-8"
+    assert found["e.png"].problem == "caption encoding: e.txt is not UTF-8"
+
+
+def test_json_lines_win_over_text_and_know_their_folder(pictures):
+    pictures.put("a.png", b"x", "from text")
+    pictures.put("sub/b.png", b"x", None)
+    pictures.put("sub/c.png", b"x", None)
+    (pictures.folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "from table"}\n\n{"file_name": "gone.png", "text": "x"}\n')
+    lines = [b'{"file_name": "b.png", "caption": "caf\xe9"}', json.dumps({"file_name": "./c.png", "caption": 7}).encode()]
+    (pictures.folder / "sub/metadata.jsonl").write_bytes(b"\n".join(lines))
+    found = read(pictures.folder)
+    assert found["a.png"] == Caption("from table")
+    assert found["sub/b.png"].problem == "caption encoding: sub/metadata.jsonl line 1 is not UTF-8"
+    assert found["sub/c.png"].problem == "caption unreadable: sub/metadata.jsonl line 2 holds no text"
+    assert read(pictures.folder, "txt")["a.png"] == Caption("from text")
+
+
+def test_two_captions_for_one_picture_are_ambiguous(pictures):
+    pictures.put("a.png", b"x", None)
+    pictures.put("b.png", b"x", None)
+    rows = [("a.png", "one"), ("a.png", "two"), ("b.png", "one"), ("b.png", "one")]
+    (pictures.folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in rows))
+    found = read(pictures.folder)
+    assert (found["a.png"].problem or "").startswith("caption ambiguous")
+    assert found["b.png"] == Caption("one")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b'{"file_name": "a.png"\n', "metadata.jsonl line 1 is not UTF-8 JSON"),
+        (b'{"file_name": "a.png", "text": "x"}\n[1]\n', "metadata.jsonl line 2 names no picture"),
+        ('{"file_name": "a.png", "text": "x"}'.encode("utf-16"), "metadata.jsonl line 1 is not UTF-8 JSON"),
+    ],
+)
+def test_a_broken_table_stops_at_its_line(pictures, content, complaint):
+    pictures.put("a.png", b"x", None)
+    (pictures.folder / "metadata.jsonl").write_bytes(content)
+    with pytest.raises(SettingsError, match=complaint):
+        read(pictures.folder)
+
+
+def test_parquet_of_captions(pictures):
+    for name in "abc":
+        pictures.put(f"{name}.png", b"x", None)
+    wrong = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\4\0\0\0\5\0\0\0"), pa.py_buffer(b"xc\xe9yz")])
+    pq.write_table(pa.table({"file_name": ["a.png", "b.png", "c.png"], "text": wrong}), pictures.folder / "captions.parquet")
+    found = read(pictures.folder)
+    assert (found["a.png"], found["c.png"]) == (Caption("x"), Caption("z"))
+    assert found["b.png"].problem == "caption encoding: captions.parquet row 1 is not UTF-8"
+
+
+def test_parquet_without_the_columns_or_no_parquet_is_refused(pictures):
+    pictures.put("a.png", b"x", None)
+    path = pictures.folder / "captions.parquet"
+    pq.write_table(pa.table({"id": [1]}), path)
+    with pytest.raises(SettingsError, match=r"captions\.parquet lacks a column file_name or path, or text or caption; it has id"):
+        read(pictures.folder)
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(SettingsError, match=r"captions\.parquet is not a parquet file"):
+        read(pictures.folder)
+    with pytest.raises(SettingsError, match=r"'jsonl' but .* holds no metadata\.jsonl"):
+        read(pictures.folder, "jsonl")
