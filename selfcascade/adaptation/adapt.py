@@ -1,0 +1,292 @@
+"""Adaptation: plan, latents of one shard, training, publish. Run again, it goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from pydantic import Field
+
+from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_shard, missing_shards, shards_of, threads
+from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
+from selfcascade.adaptation.folder import put_folder
+from selfcascade.adaptation.preview import Previewer, preview_sheet, preview_specs
+from selfcascade.adaptation.requirements import check_dataset, check_precision, enough_memory, stage_of
+from selfcascade.adaptation.trainer import Trainer
+from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
+from selfcascade.cascade.families import spec_of
+from selfcascade.cascade.injection import attached
+from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.config import AdaptationSettings
+from selfcascade.generation.models import resolve_device
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
+
+
+class AdaptationPlan(Plan):
+    """What is left of one upsampler. Its units are the dataset's shards, whose latents can be made side by side, and last the training."""
+
+    dataset: str = Field(description="datasets/name@version")
+    base: str = Field(description="name@version of the base")
+    shards: tuple[str, ...] = Field(description="shards of the dataset in order: unit i encodes the i-th")
+    device: str = Field(description="torch device that encodes and trains")
+    step: int = Field(ge=0, description="optimizer steps that a checkpoint has behind it")
+    steps: int = Field(ge=1, description="optimizer steps in all")
+
+    @property
+    def shards_todo(self) -> tuple[int, ...]:
+        """Units whose latents are missing."""
+        return tuple(unit for unit in self.todo if unit < len(self.shards))
+
+    @property
+    def training_todo(self) -> bool:
+        """Whether steps are left to train."""
+        return len(self.shards) in self.todo
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Where a training run is: what a progress bar shows."""
+
+    step: int
+    """Steps behind it."""
+    steps: int
+    loss: float
+    """Mean since the last report."""
+    lr: float
+    samples_per_second: float
+    seconds_left: float
+    preview: str | None = None
+    """Key, in the store's cache, of the preview sheet that was drawn at this step."""
+
+
+def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str = "auto") -> AdaptationPlan:
+    """Find dataset and base, which give the upsampler its address, and see what of it the store holds. Writes nothing.
+
+    Args:
+        settings: of the run.
+        store: where everything is.
+        device: torch device: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        SettingsError: dataset or base is unknown, too few or too small pictures, a size that the base does not take, a precision that the device lacks.
+    """
+    dataset = resolve(store, settings.dataset, "datasets")
+    base = resolve_base(settings.base, store)
+    artifact = Artifact.plan(store, "upsamplers", settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
+    chosen = resolve_device(device)
+    check_precision(settings, chosen)
+    check_dataset(settings, dataset)
+    stage_of(settings, base)
+    shards = tuple(shards_of(dataset))
+    published = artifact.published()
+    missing = () if published else tuple(missing_shards(store, dataset, _recipe(settings, base, str(chosen))))
+    step = settings.steps if published else min(newest_step(store, artifact.ref.version), settings.steps)
+    todo = [unit for unit, name in enumerate(shards) if name in missing]
+    if step < settings.steps:
+        todo.append(len(shards))
+    return AdaptationPlan(
+        artifact_ref=artifact.ref,
+        published=published,
+        units=len(shards) + 1,
+        done=tuple(unit for unit in range(len(shards) + 1) if unit not in todo),
+        todo=tuple(todo),
+        dataset=f"datasets/{dataset.ref.name}@{dataset.ref.version}",
+        base=str(base),
+        shards=shards,
+        device=str(chosen),
+        step=step,
+        steps=settings.steps,
+    )
+
+
+def encode_unit(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, unit: int) -> None:
+    """Make the latents of shard ``unit`` of ``plan``; those that are there already are left alone.
+
+    Raises:
+        SettingsError: a picture is smaller than the target; names it.
+        IntegrityError: the shard is damaged.
+    """
+    dataset, base = _dataset(store, plan), _base(settings, store, plan)
+    recipe = _recipe(settings, base, plan.device)
+    if plan.shards[unit] in missing_shards(store, dataset, recipe):
+        encode_shard(store, dataset, plan.shards[unit], Encoder(load_pipeline(base), recipe))
+
+
+def train_upsampler(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, progress: Callable[[TrainingStep], None] | None = None) -> int:
+    """Train to the last step, from the newest checkpoint if there is one, and leave the final state as a checkpoint.
+
+    Args:
+        settings: of the run.
+        store: holds latents (missing ones are made first) and checkpoints.
+        plan: of these settings.
+        progress: called every ``settings.log_steps`` steps, at every preview and at the last step.
+
+    Returns:
+        The steps that were done in this call.
+
+    Raises:
+        Diverged: the loss is not finite; earlier checkpoints are kept.
+        SettingsError: the base changed since the plan was made, or the memory does not suffice.
+    """
+    if plan.published:
+        return 0
+    base = _base(settings, store, plan)
+    with threads(settings.compute.threads), enough_memory(settings):
+        latents = _latents(settings, store, plan, base)
+        checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
+        pipeline = load_pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
+        trainer = _trainer(settings, plan, pipeline, latents, base)
+        newest = checkpoints.newest()
+        if newest is not None:
+            trainer.restore(newest.tensors, newest.record)
+        first: int = trainer.step
+        previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
+        report = _Report(trainer, settings.steps, progress)
+        with attached(trainer.unet):
+            while trainer.step < settings.steps:
+                trainer.advance()
+                last = trainer.step == settings.steps
+                if last or trainer.step % settings.checkpoint_steps == 0:
+                    checkpoints.save(trainer.step, *trainer.state())
+                if not last and previewer.specs and trainer.step % settings.preview_steps == 0:
+                    report.send(preview=_put_preview(store, plan, previewer, trainer))
+                elif last or trainer.step % settings.log_steps == 0:
+                    report.send()
+    return trainer.step - first
+
+
+def publish_adaptation(settings: AdaptationSettings, store: Store, plan: AdaptationPlan) -> ArtifactRef:
+    """Write the folder of the trained upsampler, model card, loss log and previews, commit it, and drop its checkpoints.
+
+    Raises:
+        SettingsError: the training is not done.
+    """
+    dataset, base = _dataset(store, plan), _base(settings, store, plan)
+    artifact = Artifact.plan(store, "upsamplers", settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
+    if not artifact.published():
+        with threads(settings.compute.threads):
+            latents = _latents(settings, store, plan, base)
+            newest = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest()
+            if newest is None or newest.step < settings.steps:
+                reached = 0 if newest is None else newest.step
+                raise SettingsError(f"{plan.ref} is trained to step {reached} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
+            pipeline = load_pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
+            trainer = _trainer(settings, plan, pipeline, latents, base)
+            trainer.restore(newest.tensors, newest.record)
+            previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
+            objects = put_folder(artifact, trainer, previewer, dataset=dataset, base=base)
+        final = [row[0] for row in trainer.log()[-max(1, settings.steps // 10) :]]
+        counts = {
+            "parameters": sum(parameter.numel() for _, parameter in trainer.trainable),
+            "steps": settings.steps,
+            "samples": trainer.position,
+            "train_samples": len(trainer.order.keys),
+            "loss": round(sum(final) / len(final), 6),
+        }
+        artifact.publish(counts=counts, objects=objects)
+    clear_checkpoints(store, plan.ref.version)
+    store.delete([info.key for info in store.list(_preview_key(plan, ""))])
+    return plan.ref
+
+
+def adapt(settings: AdaptationSettings, store: Store, *, device: str = "auto", progress: Callable[[TrainingStep], None] | None = None) -> ArtifactRef:
+    """The whole stage in this process. Run again, it does what is left; published, it does nothing.
+
+    Raises:
+        SettingsError: as the steps do.
+    """
+    plan = plan_adaptation(settings, store, device=device)
+    if plan.published:
+        return plan.ref
+    with Artifact(store, plan.ref).writing():
+        train_upsampler(settings, store, plan, progress)
+        return publish_adaptation(settings, store, plan)
+
+
+class _Report:
+    """Turns the trainer's log into what a progress bar shows."""
+
+    def __init__(self, trainer: Trainer, steps: int, progress: Callable[[TrainingStep], None] | None) -> None:
+        self.trainer, self.steps, self.progress = trainer, steps, progress
+        self.sent, self.started = trainer.step, time.monotonic()
+        self.first = trainer.step
+
+    def send(self, preview: str | None = None) -> None:
+        if self.progress is None:
+            return
+        step, log = self.trainer.step, self.trainer.log()
+        recent = log[self.sent :] or log[-1:]
+        seconds = (time.monotonic() - self.started) / (step - self.first)
+        self.progress(
+            TrainingStep(
+                step=step,
+                steps=self.steps,
+                loss=sum(row[0] for row in recent) / len(recent),
+                lr=recent[-1][1],
+                samples_per_second=self.trainer.settings.batch / seconds,
+                seconds_left=seconds * (self.steps - step),
+                preview=preview,
+            )
+        )
+        self.sent = step
+
+
+def _put_preview(store: Store, plan: AdaptationPlan, previewer: Previewer, trainer: Trainer) -> str:
+    key = _preview_key(plan, f"step-{trainer.step:06d}.png")
+    pictures = {"tuning-free": previewer.cascade(None), f"step {trainer.step}": previewer.cascade(trainer.averaged())}
+    store.put_cache(key, preview_sheet(pictures, previewer.specs, size=trainer.settings.size))
+    return key
+
+
+def _preview_key(plan: AdaptationPlan, name: str) -> str:
+    return f"cache/previews/{plan.ref.version}/{name}"
+
+
+def _trainer(settings: AdaptationSettings, plan: AdaptationPlan, pipeline: DiffusionPipeline, latents: LatentCache, base: ResolvedBase) -> Trainer:
+    """A trainer at step 0. Initial weights come from the run's seed and leave torch's own generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        upsampler = FeatureUpsampler.for_base(
+            spec_of(pipeline.unet, pipeline.vae),
+            **settings.upsampler.model_dump(),
+            base=str(base),
+            size=(settings.size, settings.size),
+            stage=stage_of(settings, base),
+        )
+    scheduler = pipeline.scheduler
+    return Trainer(
+        pipeline.unet,
+        upsampler,
+        alphas_cumprod=scheduler.alphas_cumprod,
+        prediction=scheduler.config.prediction_type,
+        latents=latents,
+        settings=settings,
+        device=torch.device(plan.device),
+    )
+
+
+def _latents(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, base: ResolvedBase) -> LatentCache:
+    recipe = _recipe(settings, base, plan.device)
+    # A pipeline of its own: the encoder changes the layout of the autoencoder, which the previews must not see or not see by chance.
+    return LatentCache.open(store, _dataset(store, plan), recipe, lambda: Encoder(load_pipeline(base), recipe))
+
+
+def _recipe(settings: AdaptationSettings, base: ResolvedBase, device: str) -> Recipe:
+    return Recipe.here(base=base.version, size=settings.size, device=device)
+
+
+def _dataset(store: Store, plan: AdaptationPlan) -> Artifact:
+    return resolve(store, plan.dataset)
+
+
+def _base(settings: AdaptationSettings, store: Store, plan: AdaptationPlan) -> ResolvedBase:
+    """The base of the plan, found again: workers may run elsewhere."""
+    reference = f"bases/{plan.base}" if names_artifact(settings.base, "bases") else settings.base
+    base = resolve_base(reference, store)
+    if str(base) != plan.base:
+        raise SettingsError(f"base {settings.base!r} is {base} now but was {plan.base} when the run was planned; run the command again")
+    return base

@@ -1,0 +1,70 @@
+"""The folder of a trained upsampler: weights that diffusers loads, model card, loss log, previews."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from selfcascade.adaptation.card import Facts, model_card
+from selfcascade.adaptation.preview import Picture, Previewer, preview_sheet
+from selfcascade.adaptation.trainer import COLUMNS, Trainer
+from selfcascade.bases import ResolvedBase
+from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.storage import Artifact
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""What diffusers calls the weights of a model folder."""
+LOSS_SCHEMA = pa.schema([("step", pa.int64()), *((column, pa.float64()) for column in COLUMNS)])
+
+
+def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, dataset: Artifact, base: ResolvedBase) -> list[str]:
+    """Put every object of the artifact and name them. What describes the weights is made from the weights that the store adopted."""
+    settings = trainer.settings
+    trained = trainer.averaged().to("cpu", torch.float32)
+    with TemporaryDirectory(prefix="selfcascade-") as folder:
+        trained.save_pretrained(folder)
+        for name in ("config.json", WEIGHTS):
+            artifact.put(name, Path(folder, name))
+            artifact.download(name, Path(folder, name))
+        adopted: FeatureUpsampler = FeatureUpsampler.from_pretrained(folder, use_safetensors=True).to(trainer.device).eval()
+    buffer = io.BytesIO()
+    rows = [dict(zip(("step", *COLUMNS), (step, *row), strict=True)) for step, row in enumerate(trainer.log(), start=1)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=LOSS_SCHEMA), buffer, compression="zstd")
+    artifact.put("loss.parquet", buffer.getvalue())
+    log = pq.read_table(io.BytesIO(artifact.read("loss.parquet"))).to_pylist()
+    names = ["config.json", WEIGHTS, "loss.parquet"]
+    if previewer.specs:
+        pictures = {"base": previewer.base(), "tuning-free": previewer.cascade(None), "tuned": previewer.cascade(adopted)}
+        for spec, picture in zip(previewer.specs, pictures["tuned"], strict=True):
+            names.append(f"previews/{spec.key}.png")
+            artifact.put(names[-1], _png(picture))
+        names.append("previews/sheet.png")
+        artifact.put(names[-1], preview_sheet(pictures, previewer.specs, size=settings.size))
+    artifact.put("README.md", model_card(_facts(trainer, previewer, dataset, base), settings, log).encode())
+    return [*names, "README.md"]
+
+
+def _facts(trainer: Trainer, previewer: Previewer, dataset: Artifact, base: ResolvedBase) -> Facts:
+    source = dataset.manifest().settings.get("source", {})
+    return Facts(
+        title=trainer.settings.name,
+        base=str(base),
+        dataset=str(dataset.ref),
+        source=str(source.get("kind", "unknown")),
+        train_samples=len(trainer.order.keys),
+        parameters=sum(parameter.numel() for _, parameter in trainer.trainable),
+        channels=tuple(trainer.upsampler.config.channels),
+        prompts=tuple(spec.prompt for spec in previewer.specs),
+    )
+
+
+def _png(picture: Picture) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()

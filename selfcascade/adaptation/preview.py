@@ -1,0 +1,89 @@
+"""Preview pictures: the same few prompts and seeds, out of the tune split, while an upsampler trains and when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from selfcascade.adaptation.cache import LatentCache
+from selfcascade.cascade.decoding import decode
+from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.config import AdaptationSettings
+from selfcascade.generation.prompts import prompts_of_rows
+from selfcascade.generation.seeds import SampleSpec, sample_generator, sample_specs
+from selfcascade.generation.sheet import contact_sheet
+
+Picture = NDArray[np.uint8]
+
+
+def preview_specs(latents: LatentCache, settings: AdaptationSettings) -> list[SampleSpec]:
+    """Prompts and seeds of the previews: captions of the tune split, of known words where there are such, spread evenly over their keys."""
+    rows = [{"key": key, "caption": latents.caption(key), "split": split, "kept": True} for split in ("train", "tune") for key in latents.keys(split)]
+    prompts = prompts_of_rows(rows, split="tune", known_words=True) or prompts_of_rows(rows, split="tune", known_words=False)
+    count = min(settings.previews, len(prompts))
+    chosen = [prompts[index * len(prompts) // count] for index in range(count)]
+    return list(sample_specs(chosen, run_seed=settings.seed, per_prompt=1))
+
+
+class Previewer:
+    """Draws the previews with a base and one upsampler or another. The pictures of the base are sampled once."""
+
+    def __init__(self, pipeline: DiffusionPipeline, specs: Sequence[SampleSpec], settings: AdaptationSettings) -> None:
+        """Draw ``specs`` with the networks of ``pipeline``, in whatever precision they are."""
+        self.pipe = SelfCascadePipeline.from_pipe(pipeline)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.specs = list(specs)
+        self.settings = settings
+        self._pivots: list[torch.Tensor] = []
+
+    def base(self) -> list[Picture]:
+        """What the base draws, at its own size."""
+        return [_picture(decode(self.pipe.vae, pivot)) for pivot in self._bases()]
+
+    def cascade(self, upsampler: FeatureUpsampler | None) -> list[Picture]:
+        """What the cascade makes of the base's pictures: tuned by ``upsampler``, or tuning-free."""
+        pipe = SelfCascadePipeline.from_pipe(self.pipe, upsampler=upsampler)
+        pipe.set_progress_bar_config(disable=True)
+        size = self.settings.size
+        return [
+            _picture(decode(pipe.vae, self._sample(pipe, spec, height=size, width=size, pivot=pivot)))
+            for spec, pivot in zip(self.specs, self._bases(), strict=True)
+        ]
+
+    def _bases(self) -> list[torch.Tensor]:
+        if not self._pivots:
+            size = self.settings.size
+            self._pivots = [self._sample(self.pipe, spec, sizes=self.pipe.sizes(size, size)[:1]) for spec in self.specs]
+        return self._pivots
+
+    def _sample(self, pipe: SelfCascadePipeline, spec: SampleSpec, **arguments: Any) -> torch.Tensor:
+        """Clean latent of one sample, (1, C, h, w); one at a time, so that a preview needs no more memory than a step."""
+        settings = self.settings
+        with torch.autocast(pipe.unet.device.type, pipe.unet.dtype, enabled=pipe.unet.dtype != torch.float32):
+            images: torch.Tensor = pipe(
+                spec.prompt,
+                start=settings.start,
+                guidance_scale=settings.preview_guidance,
+                generator=sample_generator(spec.seed),
+                output_type="latent",
+                return_dict=False,
+                **arguments,
+            )[0]
+        return images
+
+
+def preview_sheet(columns: dict[str, list[Picture]], specs: Sequence[SampleSpec], *, size: int) -> bytes:
+    """PNG with a row for each preview and a column for each entry of ``columns``; pictures at most ``size`` pixels a side."""
+    return contact_sheet(columns, [spec.prompt for spec in specs], cell=min(size, 256))
+
+
+def _picture(pixels: torch.Tensor) -> Picture:
+    """(1, 3, H, W) in [-1, 1] to (H, W, 3) uint8."""
+    scaled = ((pixels[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return scaled.permute(1, 2, 0).cpu().numpy()

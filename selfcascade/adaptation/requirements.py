@@ -1,0 +1,87 @@
+"""What an adaptation needs: pictures, a size, a precision, memory. Each refusal is one line with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from selfcascade.bases import ResolvedBase
+from selfcascade.cascade.families import spec_of
+from selfcascade.cascade.schedule import stage_sizes
+from selfcascade.config import AdaptationSettings
+from selfcascade.curation.reading import read_table
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Artifact
+
+
+def check_dataset(settings: AdaptationSettings, dataset: Artifact) -> None:
+    """Refuse a dataset that cannot be trained on.
+
+    Raises:
+        SettingsError: fewer pictures than a batch, smaller ones than the target, or none with a caption.
+    """
+    manifest = dataset.manifest()
+    train, size = manifest.counts.get("train"), manifest.settings.get("size")
+    if isinstance(train, int) and train < settings.batch:
+        raise SettingsError(f"{dataset.ref} has {train} pictures in its train split but adaptation.batch={settings.batch}; lower it or curate more pictures")
+    if isinstance(size, int) and size < settings.size:
+        raise SettingsError(
+            f"pictures of {dataset.ref} have {size} pixels a side, less than adaptation.size={settings.size}; "
+            f"lower it, or curate at curation.size={settings.size} or more"
+        )
+    # A curation that asks for captions has them; only where it does not is the table worth reading.
+    if manifest.settings.get("filters", {}).get("min_caption_chars", 0) == 0 and not any(_captions(dataset)):
+        raise SettingsError(f"{dataset.ref} has no captions; adaptation needs them: put .txt files or metadata.jsonl beside the pictures and curate again")
+
+
+def check_precision(settings: AdaptationSettings, device: torch.device) -> None:
+    """Refuse a precision in which the device cannot train.
+
+    Raises:
+        SettingsError: names the setting and what works.
+    """
+    dtype = settings.compute.dtype
+    if dtype == "float16":
+        raise SettingsError("adaptation.compute.dtype=float16 has too small a range for gradients; use bfloat16 or float32")
+    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise SettingsError(f"adaptation.compute.dtype=bfloat16 is not supported by {torch.cuda.get_device_name(device)}; use float32")
+
+
+def stage_of(settings: AdaptationSettings, base: ResolvedBase) -> int:
+    """Which stage of the cascade the target is, from 1. Reads configurations only.
+
+    Raises:
+        SettingsError: the base does not take that size, or its own is not smaller.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.location, subfolder="unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.location, subfolder="vae"))
+    spec = spec_of(unet, vae)
+    step, native = 2 * spec.step, max(spec.native)
+    if settings.size % step or settings.size <= native:
+        raise SettingsError(
+            f"adaptation.size={settings.size} must be a multiple of {step} and above {native}, the own size of base {base.name}; try {2 * native}"
+        )
+    return len(stage_sizes(settings.size, settings.size, native=spec.native, step=spec.step)) - 1
+
+
+@contextmanager
+def enough_memory(settings: AdaptationSettings) -> Iterator[None]:
+    """Turns what torch raises when memory ends into one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; on the CPU there is but the text
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise SettingsError(
+            f"out of memory with adaptation.batch={settings.batch} at size {settings.size}; lower it, or use upsampler.inject=skip or compute.dtype=bfloat16"
+        ) from None
+
+
+def _captions(dataset: Artifact) -> Iterator[bool]:
+    """Of every kept picture, whether it has a caption."""
+    for row in read_table(dataset).select(["kept", "caption"]).to_pylist():
+        yield bool(row["kept"] and (row["caption"] or "").strip())

@@ -1,0 +1,171 @@
+"""The training loop of the feature upsampler: everything that changes while it trains, one step, and how to stop and go on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcascade.adaptation.cache import LatentCache, moved
+from selfcascade.adaptation.dataset import TrainingOrder
+from selfcascade.adaptation.ema import MovingAverage
+from selfcascade.adaptation.loss import Prediction, draw_timesteps, last_timestep, noise_loss
+from selfcascade.cascade.injection import unet_with_pivot
+from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.config import AdaptationSettings
+from selfcascade.settings import SettingsError
+
+COLUMNS = ("loss", "lr", "grad_norm")
+"""What the log holds of each step: noise MSE, learning rate, norm of the gradient before clipping."""
+
+
+class Diverged(SettingsError):
+    """The loss is no number any more."""
+
+
+class Trainer:
+    """Training of one upsampler (Algorithm 1): weights, moving average, optimizer, position in the data, random numbers, log.
+
+    Only the upsampler has gradients. All draws of a step (timesteps, noise, dropped captions) come from one CPU generator in a fixed order, so
+    that they are the same on every device and continue exactly after :meth:`restore`.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        upsampler: FeatureUpsampler,
+        *,
+        alphas_cumprod: Tensor,
+        prediction: Prediction,
+        latents: LatentCache,
+        settings: AdaptationSettings,
+        device: torch.device,
+    ) -> None:
+        """Start at step 0.
+
+        Args:
+            unet: the base's UNet; it is frozen and kept in the precision of ``settings.compute``.
+            upsampler: Φ, kept in float32.
+            alphas_cumprod: abar of the base's schedule, (T,).
+            prediction: what the base predicts: epsilon or v_prediction.
+            latents: cached latents and text embeddings.
+            settings: of the run.
+            device: where the networks run.
+        """
+        self.settings = settings
+        self.device = device
+        self.dtype: torch.dtype = getattr(torch, settings.compute.dtype)
+        self.unet = unet.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
+        self.upsampler = upsampler.to(device=device, dtype=torch.float32).train()
+        self.latents = latents
+        self.empty = latents.empty()
+        self.order = TrainingOrder(latents.keys("train"), seed=settings.seed, batch=settings.batch)
+        self.alphas_cumprod = alphas_cumprod.to(device=device, dtype=torch.float32)
+        self.prediction = prediction
+        self.below = last_timestep(settings.start, len(alphas_cumprod))
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.trainable: list[tuple[str, nn.Parameter]] = [(name, p) for name, p in self.upsampler.named_parameters() if p.requires_grad]
+        # A few thousand shared scalars are no weights that decay would keep small: it would only pull them back to where they start.
+        decay = 0.0 if settings.upsampler.variant == "C" else settings.weight_decay
+        self.optimizer = torch.optim.AdamW(self._parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=decay)
+        self.average = MovingAverage(self.trainable, decay=settings.ema)
+        self.step = 0
+        self.position = 0
+        self._log: list[tuple[float, ...]] = []
+        self._unread: list[Tensor] = []
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0: linear warm-up, then constant (paper: constant)."""
+        return self.settings.lr * min(1.0, (step + 1) / max(1, self.settings.warmup))
+
+    def advance(self) -> None:
+        """One optimizer step on the next batch."""
+        settings = self.settings
+        batch = self.latents.batch(self.order.batch(self.position, settings.batch))
+        t = draw_timesteps(settings.batch, below=self.below, generator=self.generator)
+        noise = torch.randn(batch.target.shape, generator=self.generator)
+        dropped = torch.rand(settings.batch, generator=self.generator) < settings.caption_dropout
+        batch = batch.without_captions(dropped, self.empty).to(self.device)
+        t, noise = moved(t, self.device), moved(noise, self.device)
+        conditioning = batch.text.of_stage((settings.size, settings.size))
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            return unet_with_pivot(self.unet, z, t, batch.text.text, pivot=batch.pivot, upsampler=self.upsampler, **conditioning)
+
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = noise_loss(denoise, batch.target, noise=noise, t=t, alphas_cumprod=self.alphas_cumprod, prediction=self.prediction)
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), settings.clip)
+        lr = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.trainable)
+        self.step += 1
+        self.position += settings.batch
+        self._unread.append(torch.stack([loss.detach(), torch.full_like(loss, lr), norm.detach()]))
+
+    def log(self) -> list[tuple[float, ...]]:
+        """Of every step so far what :data:`COLUMNS` says. Waits for the device; between calls nothing does.
+
+        Raises:
+            Diverged: the loss of a step is not finite; names the step.
+        """
+        rows = torch.stack(self._unread).tolist() if self._unread else []
+        for step, (loss, _, norm) in enumerate(rows, start=len(self._log) + 1):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Diverged(
+                    f"training stopped at step {step}: its loss is {loss} and the norm of its gradient {norm}; lower adaptation.lr={self.settings.lr}, "
+                    "raise adaptation.warmup or use compute.dtype float32 (checkpoints of earlier steps are kept)"
+                )
+        self._log += [tuple(row) for row in rows]
+        self._unread.clear()
+        return self._log
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that :meth:`restore` needs: tensors by name and a JSON record. Raises Diverged rather than hand out a broken state."""
+        log = self.log()
+        tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.trainable}
+        tensors |= {f"ema/{name}": value for name, value in self.average.values.items()}
+        for name, parameter in self.trainable:
+            tensors |= {f"optimizer/{name}/{slot}": value for slot, value in self.optimizer.state[parameter].items()}
+        tensors |= {"random/draws": self.generator.get_state(), "random/torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors["log"] = torch.tensor(log, dtype=torch.float64).reshape(-1, len(COLUMNS))
+        return tensors, {"step": self.step, "position": self.position, "ema_updates": self.average.updates}
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was taken: every later step is bit for bit the one of an undisturbed run on the same device."""
+        with torch.no_grad():
+            for name, parameter in self.trainable:
+                parameter.copy_(tensors[f"weights/{name}"])
+                self.average.values[name].copy_(tensors[f"ema/{name}"])
+        slots: dict[str, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            if path.startswith("optimizer/"):
+                name, slot = path.removeprefix("optimizer/").rsplit("/", 1)
+                slots.setdefault(name, {})[slot] = value
+        state = self.optimizer.state_dict()
+        state["state"] = {index: slots[name] for index, (name, _) in enumerate(self.trainable) if name in slots}
+        self.optimizer.load_state_dict(state)
+        self.generator.set_state(tensors["random/draws"])
+        torch.set_rng_state(tensors["random/torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+        self.step, self.position, self.average.updates = record["step"], record["position"], record["ema_updates"]
+        self._log, self._unread = [tuple(row) for row in tensors["log"].tolist()], []
+
+    def averaged(self) -> FeatureUpsampler:
+        """A copy of the upsampler with the moving average for weights: what previews and the artifact hold."""
+        upsampler: FeatureUpsampler = copy.deepcopy(self.upsampler).eval()
+        upsampler.load_state_dict(self.average.values, strict=False)
+        return upsampler
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.trainable]
