@@ -1,0 +1,284 @@
+"""Evaluation: plan, one unit, publish. A unit is one pass of the feature network over one set of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from selfcascade.config import EvaluationSettings
+from selfcascade.curation.reading import read_table
+from selfcascade.evaluation.features import load_features, network_kind, torch_threads, weights_path, weights_sha256
+from selfcascade.evaluation.layout import analysis_size
+from selfcascade.evaluation.lineage import curves_of, lineage_of
+from selfcascade.evaluation.metrics import check_pairs, floor_of, layout_chance, measure
+from selfcascade.evaluation.pictures import read_sheet, sheet_png, sheet_rows
+from selfcascade.evaluation.protocol import Protocol
+from selfcascade.evaluation.report import Times, render_report
+from selfcascade.evaluation.results import Results
+from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_set
+from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
+from selfcascade.generation.models import resolve_device
+from selfcascade.settings import SettingsError, digest_of
+from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
+
+METHODS = ("base", "lanczos", "direct", "tuning-free", "tuned")
+"""The order of every table."""
+
+METRICS_JSON, METRICS_PARQUET, SHEET, REPORT = "metrics.json", "metrics.parquet", "sheet.png", "report.html"
+
+
+class EvaluationPlan(Plan):
+    """The sets of pictures of a report, and how they are measured."""
+
+    dataset: ArtifactRef
+    samples: dict[str, ArtifactRef] = Field(description="samples artifacts by label")
+    weights: str = Field(description="SHA-256 of the feature network's weights")
+    sets: tuple[PictureSet, ...] = Field(description="a unit each, the real pictures first; empty when the report is published")
+    target: tuple[int, int] = Field(description="height and width of the methods' pictures")
+    small: tuple[int, int] = Field(description="height and width at which layout and objects are read")
+    protocol: Protocol | None = Field(description="unset when the report is published")
+    device: str = Field(description="torch device of the feature network")
+
+
+def plan_evaluation(
+    settings: EvaluationSettings, store: Store, dataset: ArtifactRef | str, samples: Mapping[str, ArtifactRef | str], *, device: str = "auto"
+) -> EvaluationPlan:
+    """The address of the report and the sets whose features are not cached. Writes nothing and reads no picture.
+
+    Args:
+        settings: what is measured.
+        store: where the artifacts are.
+        dataset: the dataset artifact with the real pictures.
+        samples: samples artifacts by the label that the report gives them, such as ``{"base": ..., "direct eta 0": ..., "tuned": ...}``.
+        device: torch device of the feature network: auto, cpu, cuda, cuda:1, mps. Its kind enters the addresses of cached features.
+
+    Raises:
+        SettingsError: no samples, sizes that cannot be compared, too few pictures, or the network's weights are missing.
+        NotFound: an artifact is not published.
+    """
+    if not samples:
+        raise SettingsError("there are no samples to evaluate; run `selfcascade generate` first")
+    reference = _resolved(store, dataset, "datasets")
+    refs = {label: _resolved(store, value, "samples") for label, value in sorted(samples.items())}
+    weights = weights_path(settings.features)
+    sha256 = weights_sha256(weights)
+    artifact = _artifact(settings, store, reference, refs, sha256)
+    if artifact.published():
+        return EvaluationPlan(
+            artifact_ref=artifact.ref,
+            published=True,
+            units=0,
+            done=(),
+            todo=(),
+            dataset=reference,
+            samples=refs,
+            weights=sha256,
+            sets=(),
+            target=(0, 0),
+            small=(0, 0),
+            protocol=None,
+            device=device,
+        )
+    chosen = resolve_device(device)
+    methods = sorted((sample_set(store, label, ref) for label, ref in refs.items()), key=lambda item: (METHODS.index(item.method), item.label))
+    sets = (real_set(store, reference, settings), *methods)
+    base = next((item for item in methods if item.method == "base"), None)
+    target = _target(methods)
+    small = analysis_size((base.height, base.width) if base else target)
+    kind = network_kind(settings.features, weights)
+    protocol = Protocol.of(settings, kind, sha256, pictures=methods[0].count, real=sets[0].count, device=chosen.type)
+    plan = EvaluationPlan(
+        artifact_ref=artifact.ref,
+        published=False,
+        units=len(sets),
+        done=(),
+        todo=(),
+        dataset=reference,
+        samples=refs,
+        weights=sha256,
+        sets=sets,
+        target=target,
+        small=small,
+        protocol=protocol,
+        device=str(chosen),
+    )
+    done = tuple(index for index in range(len(sets)) if store.head(_cache_key(settings, plan, index)) is not None)
+    return plan.model_copy(update={"done": done, "todo": tuple(sorted(set(range(len(sets))) - set(done)))})
+
+
+def evaluate_unit(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, index: int) -> int:
+    """Pass the pictures of set ``index`` through the network and cache what comes out. A set that is cached is left alone.
+
+    Returns:
+        How many pictures the set has.
+
+    Raises:
+        IntegrityError: stored bytes of a picture are not the committed ones; names the object.
+        SettingsError: sizes are mixed.
+    """
+    return len(_table(settings, store, plan, index))
+
+
+def publish_evaluation(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -> ArtifactRef:
+    """Compute every number and commit the report. Features that are missing from the cache are made again.
+
+    Everything is derived from the stored ``metrics.json``: if another run was first, its numbers are the report's.
+
+    Raises:
+        SettingsError: the samples are not of the same prompts.
+    """
+    artifact = _artifact(settings, store, plan.dataset, plan.samples, plan.weights)
+    if plan.published or artifact.published():
+        return artifact.ref
+    if not artifact.has(METRICS_JSON):
+        artifact.put(METRICS_JSON, _results(settings, store, plan).to_bytes())
+    results = Results.model_validate_json(artifact.read(METRICS_JSON))
+    artifact.put(METRICS_PARQUET, results.to_parquet())
+    pictures = read_sheet(store, [item for item in plan.sets if item.method != "real"], results.sheet)
+    artifact.put(SHEET, sheet_png(results, pictures))
+    artifact.put(REPORT, render_report(results, pictures).encode())
+    return artifact.publish(counts=_counts(results), objects=[METRICS_JSON, METRICS_PARQUET, SHEET, REPORT])
+
+
+def read_results(store: Store, ref: ArtifactRef) -> Results:
+    """The numbers of a published report, verified."""
+    return Results.model_validate_json(Artifact(store, ref).read(METRICS_JSON))
+
+
+def timed_report(store: Store, ref: ArtifactRef, times: Times) -> str:
+    """The page of a published report with what the run took. Two equal runs do not share it, so it is no part of the artifact: it belongs under ``runs/``."""
+    results = read_results(store, ref)
+    sets = [sample_set(store, row.label, resolve(store, row.artifact).ref) for row in results.rows]
+    return render_report(results, read_sheet(store, sets, results.sheet), times)
+
+
+def evaluate(
+    settings: EvaluationSettings, store: Store, dataset: ArtifactRef | str, samples: Mapping[str, ArtifactRef | str], *, device: str = "cpu"
+) -> ArtifactRef:
+    """The whole stage in this process. Run again, it does what is left; published, it does nothing.
+
+    Raises:
+        SettingsError: as the steps do.
+    """
+    plan = plan_evaluation(settings, store, dataset, samples, device=device)
+    if plan.published:
+        return plan.ref
+    with Artifact(store, plan.ref).writing():
+        for index in plan.todo:
+            evaluate_unit(settings, store, plan, index)
+        return publish_evaluation(settings, store, plan)
+
+
+def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -> Results:
+    assert plan.protocol is not None
+    tables = {item.label: _table(settings, store, plan, index) for index, item in enumerate(plan.sets)}
+    real, *methods = plan.sets
+    base = next((item for item in methods if item.method == "base"), None)
+    check_pairs({item.label: tables[item.label] for item in methods})
+    with torch_threads(settings.features.threads):
+        rows, differences = measure(settings, plan.sets, tables)
+        floor = floor_of(settings, real, tables[real.label], methods[0].count)
+    lineage = lineage_of(store, {"real pictures": plan.dataset} | {item.label: item.ref for item in methods})
+    first = tables[methods[0].label]
+    return Results(
+        name=settings.name,
+        protocol=plan.protocol,
+        real=real.artifact,
+        real_split=settings.real_split,
+        pictures=len(first),
+        prompts=len(set(first.prompt_ids)),
+        real_pictures=len(tables[real.label]),
+        rows=rows,
+        floor=floor,
+        differences=differences,
+        layout_chance=None if base is None else layout_chance(tables[base.label]),
+        chosen_on=settings.chosen_on,
+        prompts_from=_prompts_from(store, plan.dataset, first.prompt_ids),
+        sheet=sheet_rows(store, methods[0].ref, settings.sheet_prompts),
+        lineage=lineage,
+        curves=curves_of(store, lineage),
+        settings=settings.what(),
+    )
+
+
+def _table(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, index: int) -> FeatureTable:
+    key = _cache_key(settings, plan, index)
+    if store.head(key) is not None:
+        table = FeatureTable.from_bytes(store.read(key))
+        if table is not None:
+            return table
+    chosen = plan.sets[index]
+    crops = CropPlan(plan.target, settings.crop, settings.crops_per_image, settings.seed) if _has_crops(plan, chosen) else None
+    if weights_sha256(weights_path(settings.features)) != plan.weights:
+        raise SettingsError(f"the weights of {settings.features.network} are not those that {plan.ref} was planned with; give every worker the same file")
+    with torch_threads(settings.features.threads):
+        network = load_features(settings.features).to(plan.device)
+        table = extract(read_pictures(store, chosen), network, small=plan.small, crops=crops, batch=settings.features.batch, device=plan.device)
+    store.put_cache(key, table.to_bytes())
+    return table
+
+
+def _prompts_from(store: Store, dataset: ArtifactRef, prompt_ids: Sequence[str]) -> str:
+    """Where the prompts come from, by looking: a prompt that is a dataset's caption has the key of its picture as id."""
+    splits = {row["key"]: row["split"] for row in read_table(Artifact(store, dataset)).select(["key", "split"]).to_pylist()}
+    found = sorted({str(splits.get(prompt_id, "")) for prompt_id in set(prompt_ids)})
+    if found == [""]:
+        return "not of this dataset"
+    return " and ".join(f"split {split!r}" if split else "elsewhere" for split in found) + f" of {dataset}"
+
+
+def _has_crops(plan: EvaluationPlan, chosen: PictureSet) -> bool:
+    """Real pictures are brought to the target size first; a base's smaller pictures have no native-scale crops to compare."""
+    return chosen.method == "real" or (chosen.height, chosen.width) == plan.target
+
+
+def _cache_key(settings: EvaluationSettings, plan: EvaluationPlan, index: int) -> str:
+    assert plan.protocol is not None
+    chosen = plan.sets[index]
+    digest = digest_of(
+        {
+            "format": settings.FORMAT,
+            "set": [chosen.ref.version, chosen.split, chosen.count],
+            "features": plan.protocol.feature_digest(),
+            "target": plan.target if _has_crops(plan, chosen) else None,
+            "small": plan.small,
+        }
+    )
+    return f"cache/features/{digest}"
+
+
+def _artifact(settings: EvaluationSettings, store: Store, dataset: ArtifactRef, samples: Mapping[str, ArtifactRef], weights: str) -> Artifact:
+    inputs = {"dataset": _named(dataset), "features.weights": weights} | {f"samples/{label}": _named(ref) for label, ref in samples.items()}
+    return Artifact.plan(store, "reports", settings.name, settings, inputs)
+
+
+def _named(ref: ArtifactRef) -> str:
+    return f"{ref.kind}/{ref.name}@{ref.version}"
+
+
+def _resolved(store: Store, value: ArtifactRef | str, kind: str) -> ArtifactRef:
+    ref = resolve(store, value, kind).ref if isinstance(value, str) else value
+    if ref.kind != kind:
+        raise SettingsError(f"{ref} is no artifact of kind {kind}")
+    return ref
+
+
+def _target(methods: list[PictureSet]) -> tuple[int, int]:
+    """Height and width that all methods but the base share."""
+    large = [item for item in methods if item.method != "base"] or methods
+    sizes = sorted({(item.height, item.width) for item in large})
+    if len(sizes) > 1:
+        listed = ", ".join(f"{item.label} {item.height} x {item.width}" for item in large)
+        raise SettingsError(f"samples of different sizes cannot be compared ({listed}); generate all methods but base at one cascade.height and cascade.width")
+    return sizes[0]
+
+
+def _counts(results: Results) -> dict[str, int | float | str]:
+    kid = {f"KID_r x 1000, {row.label}": round(1000 * row.numbers["kid_r"].value, 3) for row in results.shown() if row.numbers["kid_r"].value is not None}
+    return {
+        "prompts": results.prompts,
+        "pictures a method": results.pictures,
+        "real pictures": results.real_pictures,
+        "network": results.protocol.network,
+    } | kid

@@ -1,0 +1,92 @@
+"""What a number was measured with: without it two numbers cannot be compared, so it stands under every table."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from selfcascade.config import EvaluationSettings
+from selfcascade.evaluation import layout, objects
+from selfcascade.evaluation.crops import crop_rule
+from selfcascade.evaluation.distances import kid_subset
+from selfcascade.evaluation.features import NetworkKind
+from selfcascade.evaluation.resize import RULE as RESIZE_RULE
+from selfcascade.settings import SettingsError, digest_of
+
+
+class Protocol(BaseModel):
+    """How pictures become numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: str = Field(description="feature network")
+    weights_sha256: str = Field(description="digest of its weights")
+    num_features: int = Field(description="width of a feature")
+    input: str = Field(description="size and scaling of the network's input")
+    resize: str = Field(description="how a picture gets that size")
+    crop: str = Field(description="how the pictures of the patch metrics are cut")
+    kid: str = Field(description="kernel and estimator of KID")
+    fid: str = Field(description="estimator of FID")
+    layout: str
+    objects: str
+    intervals: str
+    seed: int
+    batch: int
+    threads: int
+    device: str = Field(description="kind of device that the features were computed on")
+    libraries: dict[str, str]
+
+    @classmethod
+    def of(cls, settings: EvaluationSettings, kind: NetworkKind, weights_sha256: str, *, pictures: int, real: int, device: str) -> Protocol:
+        """The protocol that ``settings`` stand for, with ``pictures`` a method and ``real`` reference pictures.
+
+        Raises:
+            SettingsError: the network does not take crops as small as ``settings.crop``.
+        """
+        if kind.smallest_crop is not None and settings.crop < kind.smallest_crop:
+            raise SettingsError(f"evaluation.crop is {settings.crop} px but {kind.name} needs at least {kind.smallest_crop}")
+        fed = f"resized to {kind.side} x {kind.side}" if kind.smallest_crop is None else "not resized"
+        subset = kid_subset(settings.kid_subset, pictures, real)
+        return cls(
+            network=kind.name,
+            weights_sha256=weights_sha256,
+            num_features=kind.num_features,
+            input=f"{kind.side} x {kind.side}, {kind.scaling}",
+            resize=RESIZE_RULE,
+            crop=crop_rule(side=settings.crop, count=settings.crops_per_image, seed=settings.seed, fed=fed),
+            kid=f"unbiased squared MMD, kernel (x.y / d + 1)^3, mean over {settings.kid_subsets} seeded subsets of {subset} without replacement (torchmetrics)",
+            fid="Fréchet distance of Gaussians with unbiased covariances in float64 (torchmetrics)",
+            layout=layout.RULE,
+            objects=objects.RULE,
+            intervals=(
+                f"standard error from {settings.half_samples} half-samples of prompts and of real pictures without replacement, the same for every method; "
+                "95 % interval by the normal distribution, for each comparison by itself"
+            ),
+            seed=settings.seed,
+            batch=settings.features.batch,
+            threads=settings.features.threads,
+            device=device,
+            libraries=_libraries(),
+        )
+
+    def feature_digest(self) -> str:
+        """Digest of what shapes the features, and nothing else: the address of cached features."""
+        shared = ("weights_sha256", "input", "resize", "crop", "batch", "threads", "device")
+        return digest_of({name: getattr(self, name) for name in shared} | {"torch": torch.__version__})
+
+    def caption(self, counts: str) -> str:
+        """One sentence for the caption of a table; ``counts`` says how many pictures are compared."""
+        network = f"{self.network}, weights {self.weights_sha256[:12]}, {self.num_features} features"
+        return f"{network}; {counts}; input {self.input}; resize: {self.resize}; crops: {self.crop}."
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for package in ("torch", "torchmetrics", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            raise SettingsError(f"evaluation needs {package}; install the evaluation extra: pip install 'selfcascade[eval]'") from None
+    return found

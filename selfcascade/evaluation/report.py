@@ -1,0 +1,191 @@
+"""The report as one HTML file that needs nothing else: no request, no script, light and dark, on a phone and in print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from itertools import pairwise
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from selfcascade.evaluation.loss_plot import loss_svg
+from selfcascade.evaluation.pictures import Pictures, data_uri
+from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
+
+_JUDGED = tuple(metric for metric in METRICS if metric.judged)
+_LEADING = ("kid_r", "fid_r", "fid_b")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What sampling by one method took."""
+
+    seconds: float
+    """Summed over its units, whether they ran side by side or not."""
+    pictures: int
+    peak_bytes: int | None = None
+    parameters: int | None = None
+    """Trainable parameters, 0 where nothing is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What a run took: it differs between equal runs, so it is shown beside the artifact and never in it."""
+
+    methods: Mapping[str, Cost] = field(default_factory=dict)
+    """By label of the samples."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Wall seconds by stage."""
+    machine: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A cell of a table of numbers: what is shown, what is shown smaller, how it is marked, and what a reader is told on asking."""
+
+    text: str
+    small: str = ""
+    mark: str = ""
+    title: str = ""
+
+
+def render_report(results: Results, pictures: Pictures, times: Times | None = None) -> str:
+    """The page.
+
+    Args:
+        results: every number, the curves, the lineage, the settings.
+        pictures: those of ``results.sheet`` by label.
+        times: what the run took. Without it the page is a function of the results and pictures alone, byte for byte.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("selfcascade.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    shown = results.shown()
+    methods = [row for row in shown if row.method != "base"]
+    direct = [row for row in results.rows if row.method == "direct"]
+    real = f"{results.real_pictures} real ones (split {results.real_split} of {results.real})"
+    counts = f"{results.pictures} pictures of {results.prompts} prompts a method against {real}"
+    return template.render(
+        results=results,
+        metrics=METRICS,
+        judged=_JUDGED,
+        caption=results.protocol.caption(counts),
+        rows=[(row, [_number_cell(metric, row, methods) for metric in METRICS]) for row in shown],
+        floor=results.floor and (results.floor, [_number_cell(metric, results.floor, []) for metric in METRICS]),
+        reasons=_reasons(shown),
+        findings=_findings(results),
+        pairs=_pairs(results),
+        direct=[(row, [_number_cell(metric, row, []) for metric in METRICS]) for row in direct] if len(direct) > 1 else [],
+        sheet_labels=[row.label for row in shown],
+        sheet=[
+            (line.prompt, [(row.label, data_uri(pictures[row.label][place]), row.width, row.height) for row in shown])
+            for place, line in enumerate(results.sheet)
+        ],
+        curves=[(curve, Markup(loss_svg(curve))) for curve in results.curves if len(curve.steps) > 1],
+        times=times,
+        costs=_costs(results, times),
+        settings=json.dumps(results.settings, indent=2, sort_keys=True, ensure_ascii=False),
+        heading=heading,
+        few=results.pictures < 10 * results.protocol.num_features,
+    )
+
+
+def heading(metric: Metric) -> str:
+    """Heading of a column with its factor."""
+    return f"{metric.heading} × {metric.scale:,}" if metric.scale != 1 else metric.heading
+
+
+def shown_number(value: float, metric: Metric, *, signed: bool = False) -> str:
+    """A value at the metric's scale and digits, with a true minus sign."""
+    text = f"{value * metric.scale:{'+' if signed else ''},.{metric.digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _number_cell(metric: Metric, row: Row, rivals: list[Row]) -> _Cell:
+    number = row.numbers[metric.name]
+    if number.value is None:
+        return _Cell(text="–", mark="blank", title=number.why)
+    values = [rival.numbers[metric.name].value for rival in rivals]
+    best = metric.judged and row in rivals and number.value == min(value for value in values if value is not None) and len(rivals) > 1
+    return _Cell(text=shown_number(number.value, metric), small=_error(number, metric), mark="best" if best else "", title=_told(number, metric))
+
+
+def _error(number: Number, metric: Metric) -> str:
+    return "" if number.error is None else f"± {shown_number(number.error, metric)}"
+
+
+def _told(number: Number, metric: Metric) -> str:
+    told = [] if number.error is None else [f"standard error {shown_number(number.error, metric)}"]
+    if number.spread is not None:
+        told.append(f"standard deviation over subsets {shown_number(number.spread, metric)}")
+    return "; ".join(told)
+
+
+def _difference_cell(difference: Difference | None, metric: Metric) -> _Cell:
+    if difference is None:
+        return _Cell(text="–", mark="blank", title="not defined for one of the two")
+    text = shown_number(difference.value, metric, signed=True)
+    interval = difference.interval
+    if interval is None:
+        return _Cell(text=text, small="no interval", title="too few or too many pictures for half-samples")
+    mark = "" if not interval.excludes_zero else "better" if difference.value < 0 else "worse"
+    title = {"": "the interval holds 0: not clear", "better": "clearly lower: better", "worse": "clearly higher: worse"}[mark]
+    return _Cell(text=text, small=f"{shown_number(interval.low, metric)} to {shown_number(interval.high, metric)}", mark=mark, title=title)
+
+
+def _reasons(rows: tuple[Row, ...]) -> list[tuple[str, list[str], str]]:
+    """Which columns of which row are blank, and why."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for metric in METRICS:
+            if row.numbers[metric.name].value is None:
+                found.setdefault((row.label, row.numbers[metric.name].why), []).append(metric.heading)
+    return [(label, headings, why) for (label, why), headings in found.items()]
+
+
+def _pairs(results: Results) -> list[tuple[str, str, list[_Cell]]]:
+    """A row for each pair of methods, with a cell for each judged metric."""
+    found = {(item.first, item.second, item.metric): item for item in results.differences}
+    pairs = dict.fromkeys((item.first, item.second) for item in results.differences)
+    return [(first, second, [_difference_cell(found.get((first, second, metric.name)), metric) for metric in _JUDGED]) for first, second in pairs]
+
+
+def _findings(results: Results) -> list[tuple[str, str, list[tuple[str, _Cell]]]]:
+    """What the reader wants first: each method against the one before it in the table."""
+    labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos")]
+    found = {(item.first, item.second, item.metric): item for item in results.differences}
+    named = {metric.name: metric for metric in METRICS}
+    return [
+        (second, first, [(heading(named[name]), _difference_cell(found.get((first, second, name)), named[name])) for name in _LEADING])
+        for first, second in pairwise(labels)
+    ]
+
+
+def _costs(results: Results, times: Times | None) -> list[dict[str, str]]:
+    if times is None:
+        return []
+    direct = next((times.methods[row.label] for row in results.shown() if row.method == "direct" and row.label in times.methods), None)
+    unit = direct.seconds / direct.pictures if direct and direct.pictures else 0.0
+    costs = []
+    for row in results.rows:
+        cost = times.methods.get(row.label)
+        if cost is None or not cost.pictures:
+            continue
+        each = cost.seconds / cost.pictures
+        costs.append(
+            {
+                "label": row.label,
+                "size": f"{row.height} × {row.width}",
+                "each": f"{each:.2f} s",
+                "ratio": f"{each / unit:.2f}×" if unit else "–",
+                "total": f"{cost.seconds:,.0f} s",
+                "memory": "–" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:,.0f} MiB",
+                "parameters": "–" if cost.parameters is None else f"{cost.parameters:,}",
+            }
+        )
+    return costs

@@ -1,0 +1,204 @@
+"""The record of an evaluation: what `metrics.json` holds and the report shows."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from selfcascade.config import Method
+from selfcascade.evaluation.intervals import Interval
+from selfcascade.evaluation.protocol import Protocol
+from selfcascade.settings import canonical_json
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(_Record):
+    """One column of the table of results."""
+
+    name: str
+    heading: str = Field(description="as the field writes it")
+    meaning: str = Field(description="one sentence for a reader who meets it for the first time")
+    scale: int = Field(1, description="factor at which it is shown")
+    digits: int = Field(1, description="digits after the point at which it is shown")
+    judged: bool = Field(True, description="whether lower is better; otherwise it only describes")
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        name="kid_r",
+        heading="KID_r",
+        scale=1000,
+        meaning="kernel distance to held-out real pictures, whole picture; unbiased, so it may be compared at any count",
+    ),
+    Metric(
+        name="pkid_r",
+        heading="pKID_r",
+        scale=1000,
+        meaning="kernel distance to real pictures of native-scale crops: detail that a shrunken picture does not show",
+    ),
+    Metric(
+        name="kid_b",
+        heading="KID_b",
+        scale=1000,
+        meaning="kernel distance to the base's own pictures of the same prompts: how well what the base can do is kept",
+    ),
+    Metric(
+        name="layout_b",
+        heading="layout_b",
+        digits=3,
+        meaning="distance of the shrunken picture from the base's own picture of that prompt: whether its composition is kept",
+    ),
+    Metric(
+        name="objects_b",
+        heading="objects_b",
+        digits=2,
+        meaning="difference, up or down, of the number of separate things from the base's own picture of that prompt, mean over prompts",
+    ),
+    Metric(name="fid_r", heading="FID_r", digits=0, meaning="Fréchet distance to held-out real pictures, whole picture; biased upwards at small counts"),
+    Metric(name="pfid_r", heading="pFID_r", digits=0, meaning="Fréchet distance to real pictures of native-scale crops; biased like FID_r"),
+    Metric(name="fid_b", heading="FID_b", digits=0, meaning="Fréchet distance to the base's own pictures of the same prompts; biased like FID_r"),
+    Metric(name="objects", heading="objects", digits=2, judged=False, meaning="separate things on a picture, mean"),
+)
+"""Every metric, in the order of the table: KID leads, since FID is biased at the counts that a small run has."""
+
+
+class Number(_Record):
+    """A value with its standard error, or the reason why there is none."""
+
+    value: float | None = None
+    error: float | None = Field(None, description="standard error; unset where it is not known")
+    spread: float | None = Field(None, description="KID: standard deviation over the subsets that torchmetrics drew")
+    why: str = Field("", description="why there is no value")
+
+
+class Row(_Record):
+    """One set of pictures and its numbers."""
+
+    label: str
+    method: Method | Literal["real"]
+    artifact: str = Field(description="kind/name@version")
+    eta: float | None = None
+    height: int
+    width: int
+    pictures: int
+    reference: int = Field(description="real pictures that it is compared with")
+    shown: bool = Field(True, description="whether it is the one of its method that is shown first")
+    note: str = ""
+    numbers: dict[str, Number]
+
+
+class Difference(_Record):
+    """The second method's number minus the first's, over the same prompts: below 0 the second is better."""
+
+    first: str
+    second: str
+    metric: str
+    value: float
+    error: float | None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval, where the error is known."""
+        return None if self.error is None else Interval(self.value, self.error)
+
+
+class Lineage(_Record):
+    """An artifact that the report rests on."""
+
+    role: str
+    artifact: str
+    version: str
+    inputs: dict[str, str] = {}
+
+
+class Curve(_Record):
+    """A loss curve of training."""
+
+    name: str
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+class SheetRow(_Record):
+    """A prompt on the contact sheet."""
+
+    key: str
+    prompt: str
+
+
+class Results(_Record):
+    """Everything that a report says, but for the pictures, and for the times, which two equal runs do not share."""
+
+    format: Literal[1] = 1
+    name: str
+    protocol: Protocol
+    real: str = Field(description="dataset of the real pictures")
+    real_split: str
+    pictures: int = Field(description="pictures of each method")
+    prompts: int
+    real_pictures: int
+    rows: tuple[Row, ...]
+    floor: Row | None = Field(description="real pictures against other real pictures: what a perfect method would get at about this count")
+    differences: tuple[Difference, ...]
+    layout_chance: float | None = Field(description="layout distance of the base's pictures from the base's pictures of other prompts")
+    chosen_on: str = Field(description="split that K, learning rate and taps were chosen on")
+    prompts_from: str = Field(description="dataset split that the prompts are captions of")
+    sheet: tuple[SheetRow, ...]
+    lineage: tuple[Lineage, ...]
+    curves: tuple[Curve, ...]
+    settings: dict[str, object]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: the stored form."""
+        return canonical_json(self.model_dump(mode="json")) + b"\n"
+
+    def shown(self) -> tuple[Row, ...]:
+        """The rows of the main table."""
+        return tuple(row for row in self.rows if row.shown)
+
+    def to_parquet(self) -> bytes:
+        """A row for each number of each set of pictures."""
+        rows = [
+            {
+                "label": row.label,
+                "method": row.method,
+                "artifact": row.artifact,
+                "pictures": row.pictures,
+                "reference": row.reference,
+                "metric": name,
+                "value": number.value,
+                "error": number.error,
+                "spread": number.spread,
+                "why": number.why,
+                "shown": row.shown,
+            }
+            for row in (*self.rows, *((self.floor,) if self.floor else ()))
+            for name, number in row.numbers.items()
+        ]
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
+        return buffer.getvalue()
+
+
+_SCHEMA = pa.schema(
+    [
+        ("label", pa.string()),
+        ("method", pa.string()),
+        ("artifact", pa.string()),
+        ("pictures", pa.int64()),
+        ("reference", pa.int64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("error", pa.float64()),
+        ("spread", pa.float64()),
+        ("why", pa.string()),
+        ("shown", pa.bool_()),
+    ]
+)

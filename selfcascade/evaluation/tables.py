@@ -1,0 +1,165 @@
+"""What one pass over a set of pictures leaves behind: features, features of crops, and small pictures, in the order of prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from selfcascade.evaluation.crops import crop_corners, cut
+from selfcascade.evaluation.features import FeatureNetwork, as_batch
+from selfcascade.evaluation.layout import shrink
+from selfcascade.evaluation.resize import resize
+from selfcascade.settings import SettingsError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One picture of a set."""
+
+    key: str
+    prompt_id: str
+    image: NDArray[np.uint8]
+    """(H, W, 3)"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CropPlan:
+    """How the pictures of a set are cut."""
+
+    size: tuple[int, int]
+    """Height and width of the pictures that are cut; another picture is resized to it first."""
+    side: int
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureTable:
+    """A set of n pictures, sorted by prompt and key."""
+
+    keys: tuple[str, ...]
+    prompt_ids: tuple[str, ...]
+    features: NDArray[np.float32]
+    """(n, d)"""
+    crops: NDArray[np.float32] | None
+    """(n, crops, d); None where the patch metrics are not defined."""
+    small: NDArray[np.uint8]
+    """(n, h, w, 3), for layout and objects."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to_bytes(self) -> bytes:
+        """Digest, newline, safetensors: the form in the cache."""
+        arrays: dict[str, NDArray[Any]] = {"features": self.features, "small": self.small}
+        if self.crops is not None:
+            arrays["crops"] = self.crops
+        body = save(arrays, metadata={"keys": json.dumps(self.keys), "prompt_ids": json.dumps(self.prompt_ids)})
+        return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FeatureTable | None:
+        """The table, or None where the bytes are damaged: the cache is then made again."""
+        digest, _, body = data.partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            return None
+        try:
+            arrays = load(body)
+            header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
+            keys, prompt_ids = (tuple(json.loads(header[name])) for name in ("keys", "prompt_ids"))
+            return cls(keys=keys, prompt_ids=prompt_ids, features=arrays["features"], crops=arrays.get("crops"), small=arrays["small"])
+        except (SafetensorError, KeyError, ValueError):
+            return None
+
+
+def extract(
+    pictures: Iterable[Picture],
+    network: FeatureNetwork,
+    *,
+    small: tuple[int, int],
+    crops: CropPlan | None,
+    batch: int,
+    device: str = "cpu",
+    advance: Callable[[], None] = lambda: None,
+) -> FeatureTable:
+    """One pass over a set: every picture is decoded once and its full size is held alone, whatever the set's length.
+
+    Args:
+        pictures: in the order of their keys; a picture's place is its rank, which fixes its crops.
+        network: on ``device`` already.
+        small: height and width of the small pictures.
+        crops: how to cut, None where patches are not compared.
+        batch: pictures a forward pass.
+        device: where the network is.
+        advance: called after every picture.
+
+    Raises:
+        SettingsError: there is no picture.
+    """
+    keys: list[str] = []
+    prompt_ids: list[str] = []
+    thumbnails: list[NDArray[np.uint8]] = []
+    whole = _Batches(network.embed, batch, device)
+    cropped = _Batches(network.of_crops, batch * 2, device)
+    for rank, picture in enumerate(pictures):
+        keys.append(picture.key)
+        prompt_ids.append(picture.prompt_id)
+        thumbnails.append(shrink(picture.image, small))
+        whole.add(network.resized(as_batch([picture.image])))
+        if crops is not None:
+            image = _at(picture.image, crops.size)
+            corners = crop_corners(rank, size=crops.size, side=crops.side, count=crops.count, seed=crops.seed)
+            cropped.add(as_batch(list(cut(image, corners, crops.side))))
+        advance()
+    if not keys:
+        raise SettingsError("a set of pictures is empty; there is nothing to compare")
+    order = sorted(range(len(keys)), key=lambda place: (prompt_ids[place], keys[place]))
+    features = whole.result()
+    patches = None if crops is None else cropped.result().reshape(len(keys), crops.count, -1)
+    return FeatureTable(
+        keys=tuple(keys[place] for place in order),
+        prompt_ids=tuple(prompt_ids[place] for place in order),
+        features=features[order],
+        crops=None if patches is None else patches[order],
+        small=np.stack([thumbnails[place] for place in order]),
+    )
+
+
+class _Batches:
+    """Gathers pictures to batches of one size, so that the number of forward passes does not depend on how pictures arrive."""
+
+    def __init__(self, embed: Callable[[Tensor], Tensor], size: int, device: str) -> None:
+        self._embed, self._size, self._device = embed, size, device
+        self._waiting: list[Tensor] = []
+        self._done: list[Tensor] = []
+
+    def add(self, pictures: Tensor) -> None:
+        self._waiting.extend(pictures.unbind())
+        while len(self._waiting) >= self._size:
+            self._pass(self._size)
+
+    def result(self) -> NDArray[np.float32]:
+        if self._waiting:
+            self._pass(len(self._waiting))
+        return torch.cat(self._done).numpy()
+
+    def _pass(self, count: int) -> None:
+        batch = torch.stack(self._waiting[:count]).to(self._device)
+        self._done.append(self._embed(batch).cpu())
+        del self._waiting[:count]
+
+
+def _at(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if image.shape[:2] == size:
+        return image
+    return resize(as_batch([image]), size)[0].round().to(torch.uint8).permute(1, 2, 0).numpy()
