@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from selfcascade_flows.artifact_commands import add_artifact_commands
+from selfcascade_flows.store_commands import store_app
+
 Config = Annotated[str, typer.Option("--config", "-c", metavar="NAME-OR-PATH", help="A shipped run, or a settings file of your own.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting, such as adaptation.steps=400; repeatable.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show settings, planned and finished work, bytes and time; write nothing.")]
@@ -48,6 +51,10 @@ _add_stage("adapt", "Train a feature upsampler on a dataset and a frozen base.")
 _add_stage("generate", "Sample prompts by one method.")
 _add_stage("evaluate", "Measure samples against real pictures and write the report.")
 _add_stage("run", "All stages: curate, adapt, generate by every method, evaluate.")
+
+
+add_artifact_commands(app)
+app.add_typer(store_app, name="store")
 
 
 @app.command()

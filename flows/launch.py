@@ -41,11 +41,17 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
         _quiet(debug)
         server.wait()
         state = flow(**arguments, return_state=True)
+        run = str(state.state_details.flow_run_id)
+        where = f"Prefect UI of this run:  make ui  and open  {UI}/runs/flow-run/{run}"
         try:
-            tell(store, state.result())
-        finally:
-            run = state.state_details.flow_run_id
-            print(f"\nPrefect UI of this run:  make ui  and open  {UI}/runs/flow-run/{run}", file=sys.stderr if state.is_failed() else sys.stdout)
+            result = state.result()
+        except SettingsError:
+            raise
+        except Exception:
+            print(where, file=sys.stderr)
+            raise
+        tell(store, result, run)
+        print(where)
     return 0
 
 
@@ -53,34 +59,37 @@ def _flow_of(stage: str, settings: PipelineSettings) -> tuple[Callable[..., Any]
     """The flow of a stage, its arguments, and what to print of its result."""
     from selfcascade_flows import results
 
-    common = {"store": settings.store, "execution": settings.execution}
+    where = {"store": settings.store, "execution": settings.execution}
     match stage:
         case "curate":
             from selfcascade_flows.curate import curate
 
-            return curate, {"settings": settings.curation, **common}, results.tell_artifact
+            return curate, {"settings": settings.curation, **where}, results.tell_artifact
         case "pretrain":
             from selfcascade_flows.pretrain import pretrain
 
-            return pretrain, {"settings": settings.pretraining, **common}, results.tell_artifact
+            return pretrain, {"settings": settings.pretraining, **where}, results.tell_artifact
         case "adapt":
             from selfcascade_flows.adapt import adapt
 
-            return adapt, {"settings": settings.adaptation, **common}, results.tell_artifact
+            return adapt, {"settings": settings.adaptation, **where}, results.tell_artifact
         case "generate":
             from selfcascade_flows.generate import generate
+            from selfcascade_flows.variants import variant
 
-            return generate, {"settings": settings.generation, **common}, results.tell_artifact
+            return generate, {"settings": variant(settings, settings.generation.method), **where}, results.tell_artifact
         case "evaluate":
             from selfcascade_flows.evaluate import evaluate
+            from selfcascade_flows.variants import variants
 
-            return evaluate, {"settings": settings.evaluation, **common}, results.tell_report
+            samples = {label: f"samples/{sampling.name}" for label, sampling in variants(settings).items()}
+            return evaluate, {"settings": settings.evaluation, "samples": samples, **where}, results.tell_report
         case "run":
             from selfcascade_flows.pipeline import pipeline
 
             return pipeline, {"settings": settings}, results.tell_report
         case _:
-            raise SettingsError(f"there is no stage {stage!r}")
+            raise ValueError(stage)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from selfcascade.settings import SettingsError
+
 HOME = Path(".selfcascade/prefect")
 PATIENCE = 180.0
 """Seconds until a server that does not answer is given up: its first start creates the database."""
@@ -44,9 +46,13 @@ class PrefectServer:
     """A context in which Prefect has a server: the user's where ``PREFECT_API_URL`` names one, else a child of this process.
 
     The child starts on entering; :meth:`wait` before the first flow, so that imports and start-up overlap.
+
+    Args:
+        port: where a child listens; unset: any free port, without the UI and without the services that a single run does not need.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None = None) -> None:
+        self._port = port
         self._child: subprocess.Popen[bytes] | None = None
         self._log = Path()
 
@@ -60,9 +66,15 @@ class PrefectServer:
         home.mkdir(parents=True, exist_ok=True)
         self._log = home / "server.log"
         with socket.socket() as listener, self._log.open("ab") as log:
-            listener.bind(("127.0.0.1", 0))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", self._port or 0))
+            except OSError as error:
+                raise SettingsError(f"port {self._port} of 127.0.0.1 cannot be used ({error.strerror}); give another --port") from None
             listener.listen(128)
-            environment = os.environ | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            environment = os.environ | {"PREFECT__SERVER_FINAL": "1"}
+            environment |= {"PREFECT_UI_API_URL": url} if self._port else {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"}
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "selfcascade_flows.server", str(listener.fileno())],
                 stdin=subprocess.PIPE,
@@ -72,7 +84,7 @@ class PrefectServer:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C is for the run, which reports its end to this server
             )
-            os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            os.environ["PREFECT_API_URL"] = url
 
     def wait(self) -> None:
         """Return once the server answers.

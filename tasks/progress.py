@@ -21,13 +21,23 @@ EVERY = 10.0
 
 
 class StageProgress:
-    """A context that counts units. ``start`` of ``total`` were done before."""
+    """A context that counts what is done.
 
-    def __init__(self, stage: str, name: str, *, start: int, total: int) -> None:
+    Args:
+        stage: and ``name``, which the key of the artifact is made from.
+        name: of the artifact under way.
+        start: how many were done before.
+        total: how many there are.
+        what: what is counted.
+    """
+
+    def __init__(self, stage: str, name: str, *, start: int, total: int, what: str = "units") -> None:
         self._title = f"{stage} {name}"
         self._key = artifact_key(stage, name, "progress")
-        self._first = self._done = start
+        self._done = start
         self._total = total
+        self._what = what
+        self._note = ""
         self._artifact: UUID | None = None
         self._bar: Progress | None = None
         self._begun = self._said = 0.0
@@ -38,8 +48,12 @@ class StageProgress:
         return self
 
     def advance(self) -> None:
-        """One more unit is in the store."""
-        self._done += 1
+        """One more is done."""
+        self.reach(self._done + 1)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """So many are done; ``note`` is a word on how it goes."""
+        self._done, self._note = done, note
         if self._artifact is not None:
             update_progress_artifact(self._artifact, self._percent, description=self._text)
         if sys.stderr.isatty():
@@ -59,7 +73,7 @@ class StageProgress:
 
     @property
     def _text(self) -> str:
-        return f"{self._done} of {self._total} units"
+        return f"{self._done} of {self._total} {self._what}" + (f", {self._note}" if self._note else "")
 
     def _say(self) -> None:
         self._said = time.monotonic()
@@ -69,8 +83,8 @@ class StageProgress:
         if self._bar is None:
             if time.monotonic() - self._begun < SHORT and self._done < self._total:
                 return
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), auto_refresh=True)
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._bar.add_task(self._title, total=self._total, completed=self._done)
-        self._bar.update(self._bar.task_ids[0], completed=self._done)
+            self._bar.add_task(self._title, total=self._total, completed=self._done, note="")
+        self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note)

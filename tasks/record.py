@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,7 +33,7 @@ class UnitCost(BaseModel):
     peak_bytes: int
 
     @classmethod
-    def of(cls, unit: int, measured: Measured[object]) -> UnitCost:
+    def of(cls, unit: int, measured: Measured[Any]) -> UnitCost:
         """The cost of a unit that ran in a worker."""
         return cls(unit=unit, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes)
 
@@ -112,8 +113,13 @@ def earlier_costs(store: Store, *, newest: int = 50) -> list[StageCost]:
     return costs
 
 
+def run_id() -> str:
+    """The flow run that everything now under way belongs to."""
+    return str(flow_run.root_flow_run_id or flow_run.id or "local")
+
+
 def _current() -> RunRecord:
-    run = str(flow_run.root_flow_run_id or flow_run.id or "local")
+    run = run_id()
     with _guard:
         if run not in _records:
             _records[run] = RunRecord(run=run, started=_now(), host=_host(), packages=_packages())

@@ -11,7 +11,9 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import queue
 import resource
+import secrets
 import signal
 import sys
 import threading
@@ -19,8 +21,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
 from typing import Any, Generic, TypeVar
 
 from selfcascade.settings import SettingsError
@@ -64,14 +68,16 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
         self._leash: Connection | None = None
         self._closed = False
+        self._post: Connection | None = None
+        self._inboxes: dict[str, queue.SimpleQueue[Any]] = {}
 
-    def run(self, function: Callable[..., Value], *arguments: Any, threads: int | None = None, tries: int = 4) -> Measured[Value]:
+    def run(self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4) -> Measured[Value]:
         """Call ``function(*arguments)`` in a worker and wait for it.
 
         Args:
             function: importable from the library; it and the arguments must pickle.
             *arguments: what it is called with.
-            threads: torch threads of the call; unset: torch is left alone.
+            report: if given, the function gets a keyword ``progress``, and what it calls that with arrives here, in the calling thread.
             tries: how often a unit may be started whose process dies.
 
         Raises:
@@ -81,15 +87,23 @@ class Workers:
         """
         for _ in range(tries):
             pool = self._start()
+            address = secrets.token_hex(8)
+            inbox = self._inboxes[address] = queue.SimpleQueue()
             try:
-                future = pool.submit(_call, function, arguments, threads)
-            except RuntimeError:  # it broke, or was closed, since _start
-                self._discard(pool)
-                continue
-            try:
+                future = pool.submit(_call, function, arguments, address if report else None)
+                future.add_done_callback(lambda _, inbox=inbox: inbox.put(_DONE))  # type: ignore[misc]
+                for message in iter(inbox.get, _DONE):
+                    assert report is not None
+                    report(message)
                 return future.result()
             except (BrokenProcessPool, CancelledError):
                 self._discard(pool)
+            except RuntimeError:
+                if self._pool is pool:
+                    raise
+                # else the pool was closed between _start and submit
+            finally:
+                del self._inboxes[address]
         raise WorkerDied(
             f"a worker process died {tries} times in {function.__name__}, most likely out of memory; lower execution.workers or the batch of this stage"
         )
@@ -112,8 +126,19 @@ class Workers:
                     os.environ.setdefault(name, value)
                 context = multiprocessing.get_context("spawn")
                 held, self._leash = context.Pipe(duplex=False)
-                self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=(held,))
+                arriving, self._post = context.Pipe(duplex=False)
+                self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=(held, self._post, context.Lock()))
+                threading.Thread(target=self._sort, args=(arriving,), name="post", daemon=True).start()
             return self._pool
+
+    def _sort(self, arriving: Connection) -> None:
+        """Give each message to the call that waits for it, until the last worker of the pool is gone."""
+        with suppress(EOFError, OSError):
+            while True:
+                address, message = arriving.recv()
+                inbox = self._inboxes.get(address)
+                if inbox is not None:
+                    inbox.put(message)
 
     def _discard(self, pool: ProcessPoolExecutor) -> None:
         with self._lock:
@@ -126,6 +151,9 @@ class Workers:
         if self._leash is not None:
             self._leash.close()
             self._leash = None
+        if self._post is not None:
+            self._post.close()
+            self._post = None
 
 
 _shared: dict[int, Workers] = {}
@@ -152,7 +180,20 @@ def close_workers() -> None:
 atexit.register(close_workers)
 
 
-def _begin(leash: Connection) -> None:
+_DONE = None
+"""Ends a stream of messages."""
+_post: Callable[[tuple[str, Any]], None]
+"""In a worker: sends a message, with its address, to the parent."""
+
+
+def _begin(leash: Connection, post: Connection, turn: Lock) -> None:
+    global _post
+
+    def send(letter: tuple[str, Any]) -> None:
+        with turn:
+            post.send(letter)
+
+    _post = send
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     threading.Thread(target=_watch, args=(leash,), name="leash", daemon=True).start()
 
@@ -164,14 +205,10 @@ def _watch(leash: Connection) -> None:
         os._exit(1)
 
 
-def _call(function: Callable[..., Value], arguments: tuple[Any, ...], threads: int | None) -> Measured[Value]:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+def _call(function: Callable[..., Value], arguments: tuple[Any, ...], address: str | None) -> Measured[Value]:
     _reset_peak()
     started, busy = time.perf_counter(), time.process_time()
-    value = function(*arguments)
+    value = function(*arguments) if address is None else function(*arguments, progress=lambda message: _post((address, message)))
     return Measured(value, time.perf_counter() - started, time.process_time() - busy, _peak())
 
 

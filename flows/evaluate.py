@@ -1,0 +1,27 @@
+"""Evaluation: from real pictures and samples to a report."""
+
+from __future__ import annotations
+
+from prefect import flow, unmapped
+
+from selfcascade.config import EvaluationSettings, ExecutionSettings, StoreSettings
+from selfcascade.storage import ArtifactRef
+from selfcascade_tasks import evaluate as tasks
+from selfcascade_tasks.stage import running
+
+
+@flow(name="evaluate", flow_run_name="evaluate {settings.name}", validate_parameters=True)
+def evaluate(
+    settings: EvaluationSettings,
+    samples: dict[str, str],
+    store: StoreSettings = StoreSettings(),
+    execution: ExecutionSettings = ExecutionSettings(),
+) -> ArtifactRef:
+    """Measure ``samples``, artifacts by label, against the real pictures of ``settings.dataset`` and publish the report."""
+    plan = tasks.plan(settings, samples, store, execution)
+    with running("evaluate", plan, store) as run:
+        if not plan.published:
+            run.wait(tasks.features.map(plan.todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
+            tasks.publish(settings, store, plan, execution)
+    tasks.show(plan.ref, store)
+    return plan.ref

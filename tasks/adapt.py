@@ -1,0 +1,58 @@
+"""Adaptation as Prefect tasks: find dataset and base, encode one shard, train, commit the upsampler."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from selfcascade.adaptation.adapt import AdaptationPlan, TrainingStep, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.config import AdaptationSettings, ExecutionSettings, StoreSettings
+from selfcascade.storage import Artifact, ArtifactRef
+from selfcascade_tasks.artifacts import show_sheet
+from selfcascade_tasks.network import NETWORK
+from selfcascade_tasks.progress import StageProgress
+from selfcascade_tasks.record import UnitCost
+from selfcascade_tasks.store import opened
+from selfcascade_tasks.workers import workers
+
+SHEET = "previews/sheet.png"
+
+
+@task(name="plan-upsampler", task_run_name="plan {settings.name}", **NETWORK)
+def plan(settings: AdaptationSettings, store: StoreSettings, execution: ExecutionSettings) -> AdaptationPlan:
+    """The address of the upsampler, the shards whose latents are missing, and the steps that are left."""
+    return plan_adaptation(settings, opened(store), device=execution.device)
+
+
+@task(name="encode-shard", task_run_name="latents of shard {unit}", **NETWORK)
+def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
+    """Latents of one shard, in a worker process."""
+    return UnitCost.of(unit, workers(execution.workers).run(encode_unit, settings, opened(store), plan, unit, tries=execution.retries + 1))
+
+
+@task(name="train-upsampler", task_run_name="train {settings.name}", **NETWORK)
+def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
+    """The optimizer steps that are left, in a worker process; loss and previews are shown while it trains."""
+    held = opened(store)
+    with StageProgress("train", settings.name, start=plan.step, total=plan.steps, what="steps") as progress:
+
+        def report(reached: TrainingStep) -> None:
+            progress.reach(reached.step, note=f"loss {reached.loss:.4f}")
+            if reached.preview is not None:
+                show_sheet("train", settings.name, held.read(reached.preview), title=f"{settings.name} at step {reached.step} of {reached.steps}")
+
+        cost = workers(execution.workers).run(train_upsampler, settings, held, plan, report=report, tries=execution.retries + 1)
+    return UnitCost.of(len(plan.shards), cost)
+
+
+@task(name="publish-upsampler", task_run_name="publish {settings.name}", **NETWORK)
+def publish(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> ArtifactRef:
+    """Write weights, card, loss log and previews and commit them."""
+    return workers(execution.workers).run(publish_adaptation, settings, opened(store), plan, tries=execution.retries + 1).value
+
+
+@task(name="show-upsampler", task_run_name="show {ref.name}", **NETWORK)
+def show(ref: ArtifactRef, store: StoreSettings) -> None:
+    """The pictures of the model card."""
+    artifact = Artifact(opened(store), ref)
+    if SHEET in artifact.existing():
+        show_sheet("adapt", ref.name, artifact.read(SHEET), title=f"Previews of {ref}")

@@ -1,0 +1,67 @@
+"""Evaluation as Prefect tasks: find what is compared, pass one set of pictures through the network, commit the report, show it."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from selfcascade.config import EvaluationSettings, ExecutionSettings, StoreSettings
+from selfcascade.evaluation.evaluate import SHEET, EvaluationPlan, evaluate_unit, plan_evaluation, publish_evaluation, read_results, timed_report
+from selfcascade.evaluation.report import heading, shown_number
+from selfcascade.evaluation.results import METRICS, Results
+from selfcascade.generation.models import resolve_device
+from selfcascade.storage import Artifact, ArtifactRef
+from selfcascade_tasks.artifacts import show_link, show_sheet, show_table
+from selfcascade_tasks.network import NETWORK
+from selfcascade_tasks.record import UnitCost, run_id
+from selfcascade_tasks.store import opened
+from selfcascade_tasks.times import times_of
+from selfcascade_tasks.workers import workers
+
+
+@task(name="plan-report", task_run_name="plan {settings.name}", **NETWORK)
+def plan(settings: EvaluationSettings, samples: dict[str, str], store: StoreSettings, execution: ExecutionSettings) -> EvaluationPlan:
+    """The address of the report and the sets of pictures whose features are not cached."""
+    return plan_evaluation(settings, opened(store), settings.dataset, samples, device=str(resolve_device(execution.device)))
+
+
+@task(name="features", task_run_name="features of set {index}", **NETWORK)
+def features(index: int, settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> UnitCost:
+    """One pass of the feature network over one set of pictures, in a worker process."""
+    return UnitCost.of(index, workers(execution.workers).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1))
+
+
+@task(name="publish-report", task_run_name="publish {settings.name}", **NETWORK)
+def publish(settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> ArtifactRef:
+    """Compute every number and commit the report, in a worker process."""
+    return workers(execution.workers).run(publish_evaluation, settings, opened(store), plan, tries=execution.retries + 1).value
+
+
+@task(name="show-report", task_run_name="show {ref.name}", **NETWORK)
+def show(ref: ArtifactRef, store: StoreSettings) -> None:
+    """Table and contact sheet in the UI, and the page with the times of this run under ``runs/``, with a link to it."""
+    held = opened(store)
+    results = read_results(held, ref)
+    show_table("evaluate", ref.name, table_rows(results), title=f"Results of {ref}")
+    prompts = [row.prompt for row in results.sheet]
+    show_sheet("evaluate", ref.name, Artifact(held, ref).read(SHEET), title=f"The same prompts by every method, {ref}", captions=prompts)
+    page = page_key(run_id())
+    held.put_cache(page, timed_report(held, ref, times_of(held, results)).encode())
+    show_link("evaluate", ref.name, held, page, text=f"Report {ref.name}")
+
+
+def page_key(run: str) -> str:
+    """Where the page of a run lies: it tells times, so it is no part of the artifact."""
+    return f"runs/{run}.html"
+
+
+def table_rows(results: Results) -> list[dict[str, str]]:
+    """The main table: a row for each method, a column for each metric, with standard errors."""
+    rows = []
+    for row in results.shown():
+        cells = {"method": row.label}
+        for metric in METRICS:
+            number = row.numbers[metric.name]
+            error = "" if number.error is None else f" ± {shown_number(number.error, metric)}"
+            cells[heading(metric)] = "–" if number.value is None else shown_number(number.value, metric) + error
+        rows.append(cells)
+    return rows

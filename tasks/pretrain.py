@@ -1,0 +1,42 @@
+"""Pretraining as Prefect tasks: find the dataset, train both phases, commit the base."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from selfcascade.adaptation.pretrain import PretrainingPlan, PretrainingStep, plan_pretraining, publish_pretraining, steps_done, train_base
+from selfcascade.config import ExecutionSettings, PretrainingSettings, StoreSettings
+from selfcascade.storage import ArtifactRef
+from selfcascade_tasks.network import NETWORK
+from selfcascade_tasks.progress import StageProgress
+from selfcascade_tasks.record import UnitCost
+from selfcascade_tasks.store import opened
+from selfcascade_tasks.workers import workers
+
+
+@task(name="plan-base", task_run_name="plan {settings.name}", **NETWORK)
+def plan(settings: PretrainingSettings, store: StoreSettings) -> PretrainingPlan:
+    """The address of the base and the phases that are left."""
+    return plan_pretraining(settings, opened(store))
+
+
+@task(name="train-base", task_run_name="train {settings.name}", **NETWORK)
+def train(settings: PretrainingSettings, store: StoreSettings, plan: PretrainingPlan, execution: ExecutionSettings) -> UnitCost:
+    """The optimizer steps that are left of both phases, in a worker process."""
+    held = opened(store)
+    before = steps_done(settings, held, plan)
+    total = settings.autoencoder.steps + settings.denoiser.steps
+    with StageProgress("train", settings.name, start=sum(before.values()), total=total, what="steps") as progress:
+
+        def report(reached: PretrainingStep) -> None:
+            first = settings.autoencoder.steps if reached.phase == "denoiser" else 0
+            progress.reach(first + reached.step, note=f"{reached.phase}, loss {reached.loss:.4f}")
+
+        cost = workers(execution.workers).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)
+    return UnitCost.of(0, cost)
+
+
+@task(name="publish-base", task_run_name="publish {settings.name}", **NETWORK)
+def publish(settings: PretrainingSettings, store: StoreSettings, plan: PretrainingPlan) -> ArtifactRef:
+    """Commit the base."""
+    return publish_pretraining(settings, opened(store), plan)

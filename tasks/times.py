@@ -1,0 +1,50 @@
+"""What the stages behind a report took: gathered from the records of runs, since a rerun does nothing and takes no time."""
+
+from __future__ import annotations
+
+import platform
+
+from selfcascade.evaluation.report import Cost, Times
+from selfcascade.evaluation.results import Results
+from selfcascade.storage import NotFound, Store, resolve
+from selfcascade_tasks.record import StageCost, earlier_costs, run_id
+
+
+def times_of(store: Store, results: Results) -> Times:
+    """Cost by method and wall time by stage of everything that ``results`` rest on, this run's own records included."""
+    costs = earlier_costs(store)
+    artifacts = {row.artifact for row in results.rows} | {item.artifact for item in results.lineage}
+    found = {row.label: _cost(store, row.artifact, row.pictures, row.method, costs) for row in results.rows}
+    stages: dict[str, float] = {}
+    for cost in costs:
+        if cost.done and cost.artifact in artifacts:
+            stages[cost.stage] = stages.get(cost.stage, 0.0) + cost.seconds
+    return Times(
+        methods={label: cost for label, cost in found.items() if cost is not None},
+        stages=stages,
+        machine=f"{platform.machine()}, {platform.system()}",
+        run=run_id(),
+    )
+
+
+def _cost(store: Store, artifact: str, pictures: int, method: str, costs: list[StageCost]) -> Cost | None:
+    """Cost of all units of an artifact, over the runs that made them; None where records are missing."""
+    mine = [cost for cost in costs if cost.artifact == artifact and cost.done]
+    if not mine or sum(cost.done for cost in mine) < mine[0].units:
+        return None
+    return Cost(
+        seconds=sum(cost.unit_seconds for cost in mine),
+        pictures=pictures,
+        peak_bytes=max(cost.peak_bytes for cost in mine),
+        parameters=_parameters(store, artifact) if method == "tuned" else 0,
+    )
+
+
+def _parameters(store: Store, artifact: str) -> int | None:
+    upsampler = resolve(store, artifact).manifest().inputs.get("upsampler")
+    if upsampler is None:
+        return None
+    try:
+        return int(resolve(store, f"upsamplers/{upsampler}").manifest().counts["parameters"])
+    except (NotFound, KeyError):
+        return None
