@@ -78,7 +78,8 @@ def test_an_embedded_profile_is_converted_and_a_broken_one_ignored(pictures):
 def test_fit_is_cover_and_centre_crop(pictures, size, ratio, margin, tall):
     """Against the two steps one by one, where the covering size is whole; a picture of the target's side is copied, never resampled."""
     width, height = size * ratio + 2 * margin * ratio, size * ratio
-    image = pictures.noise(*((height, width) if tall else (width, height)), seed=width)
+    # Smooth, since the two passes clip to 8 bits between them in an order that depends on the shape.
+    image = pictures.noise(4, 4, seed=width).resize((height, width) if tall else (width, height), Image.Resampling.BICUBIC)
     covered = image.resize((image.width // ratio, image.height // ratio), Image.Resampling.LANCZOS)
     left, top = (covered.width - size) // 2, (covered.height - size) // 2
     two_steps = np.asarray(covered.crop((left, top, left + size, top + size)))
@@ -123,11 +124,12 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(pictures, dat
             break
     if content and data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content))) :]
+    reason = None
     try:
-        image = to_rgb(open_picture(bytes(content), f"a.{kind.lower()}", max_pixels=10**5))
-        assert image.mode == "RGB"
+        assert to_rgb(open_picture(bytes(content), f"a.{kind.lower()}", max_pixels=10**5)).mode == "RGB"
     except Rejected as rejection:
-        assert kind_of(rejection.reason) in KINDS
+        reason = kind_of(rejection.reason)
+    assert reason is None or reason in KINDS
 
 
 KINDS = {"empty", "unreadable", "too many pixels", "mislabelled", "animated", "CMYK", "16-bit", "colour mode", "truncated", "damaged"}
