@@ -1,0 +1,164 @@
+"""Training of the small base's autoencoder: f8, four channels, on crops of pictures at two scales."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfcascade.config import AutoencoderSettings
+
+
+def generator_of(*parts: object) -> torch.Generator:
+    """A CPU generator whose stream depends on ``parts`` alone, so that a step draws the same numbers whether or not a run was interrupted."""
+    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def build_autoencoder(settings: AutoencoderSettings, *, side: int, seed: int) -> AutoencoderKL:
+    """An untrained :class:`AutoencoderKL` with one residual layer a level and no attention; fp32, seeded. ``side`` is the native side in pixels."""
+    levels = len(settings.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=settings.channels,
+            layers_per_block=1,
+            latent_channels=settings.latent_channels,
+            norm_num_groups=8,
+            mid_block_add_attention=False,
+            sample_size=side,
+            scaling_factor=1.0,
+        )
+
+
+class AutoencoderTraining:
+    """Weights, optimizer and position of the autoencoder's training; :meth:`advance` takes one step.
+
+    The loss is ``L1 + MSE / 2 + gradient_l1 * L1 of finite differences + kl * KL per latent element``. A share ``equivariance`` of the steps decodes a
+    latent that was halved by averaging and compares it with the halved picture: a latent that survives resizing is what the cascade's pivot needs.
+
+    Args:
+        settings: architecture and training.
+        pictures: uint8 (N, S, S, 3), sRGB; S is twice the native side.
+        seed: of initial weights, crops and posterior noise.
+        dtype: autocast precision; the weights stay fp32.
+    """
+
+    def __init__(self, settings: AutoencoderSettings, pictures: NDArray[np.uint8], *, seed: int, dtype: torch.dtype) -> None:
+        self.settings, self.pictures, self.seed, self.dtype = settings, pictures, seed, dtype
+        self.native = pictures.shape[1] // 2
+        self.model = build_autoencoder(settings, side=self.native, seed=seed).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+        self.step = 0
+
+    def advance(self) -> float:
+        """One optimizer step; returns its loss."""
+        generator = generator_of(self.seed, "autoencoder", self.step)
+        equivariant, whole = (torch.rand(2, generator=generator) < torch.tensor([self.settings.equivariance, 0.25])).tolist()
+        pixels = self._crops(generator, whole=whole or equivariant)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            posterior = self.model.encode(pixels).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            latent = posterior.mean + posterior.std * noise
+            if equivariant:
+                latent, pixels = F.avg_pool2d(latent, 2), F.avg_pool2d(pixels, 2)
+            decoded = self.model.decode(latent).sample
+        loss = reconstruction_loss(decoded.float(), pixels, gradient_l1=self.settings.gradient_l1)
+        loss = loss + self.settings.kl * posterior.kl().float().sum() / posterior.mean.numel()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        set_rate(self.optimizer, self.settings.lr * cosine(self.step, self.settings.steps, warmup=100))
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def _crops(self, generator: torch.Generator, *, whole: bool) -> Tensor:
+        """Float (B, 3, side, side) in [-1, 1]: crops of the pictures as they are and of their halves in turn, or whole halves."""
+        side = self.native if whole else self.settings.crop
+        count = max(1, self.settings.batch * self.settings.crop**2 // side**2)
+        full = self.pictures.shape[1]
+        chosen = torch.randint(len(self.pictures), (count,), generator=generator).tolist()
+        crops = []
+        for position, index in enumerate(chosen):
+            factor = 2 if whole or position % 2 else 1
+            span = side * factor
+            top, left = (torch.randint(0, (full - span) // 2 + 1, (2,), generator=generator) * 2).tolist()
+            crop = torch.from_numpy(self.pictures[index, top : top + span, left : left + span]).permute(2, 0, 1)[None].float()
+            crops.append(F.avg_pool2d(crop, 2) if factor == 2 else crop)
+        return torch.cat(crops) / 127.5 - 1
+
+
+def reconstruction_loss(decoded: Tensor, pixels: Tensor, *, gradient_l1: float) -> Tensor:
+    """Scalar distance of two float (B, 3, H, W) batches: absolute, squared, and absolute in the finite differences along both axes."""
+    difference = decoded - pixels
+    edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    return difference.abs().mean() + 0.5 * difference.square().mean() + gradient_l1 * edges
+
+
+def cosine(step: int, steps: int, *, warmup: int, hold: float = 0.0) -> float:
+    """Learning-rate factor: linear warm-up, flat until ``hold * steps``, then half a cosine down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    flat = max(warmup, hold * steps)
+    progress = min(1.0, max(0.0, step - flat) / (steps - flat)) if steps > flat else 0.0
+    return 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of ``optimizer`` the learning rate ``lr``: it follows from the step alone, so there is no scheduler whose state could be lost."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def halves(pictures: NDArray[np.uint8], *, batch: int = 64) -> Iterator[Tensor]:
+    """Batches of float (B, 3, S/2, S/2) in [-1, 1]: each picture averaged over 2x2 pixels, which is how the base's native size is made from the dataset."""
+    for start in range(0, len(pictures), batch):
+        block = torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).float()
+        yield F.avg_pool2d(block, 2) / 127.5 - 1
+
+
+@torch.inference_mode()
+def encode_all(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
+    """Posterior means of the halved pictures, float32 (N, C, S/16, S/16), times the model's scaling factor."""
+    latents: Tensor = torch.cat([model.encode(block).latent_dist.mean for block in halves(pictures)]) * model.config.scaling_factor
+    return latents
+
+
+@torch.no_grad()
+def fold_statistics(model: AutoencoderKL, latents: Tensor) -> None:
+    """Make every latent channel of ``latents`` zero-mean and unit-variance, exactly, by changing the 1x1 convolutions around the latent.
+
+    diffusers has one scaling factor for all channels; channels of unlike spread and offset get unlike noise levels from it. ``z' = (z - mean) / std`` is
+    affine and so are both convolutions, hence the autoencoder computes the same pictures as before and needs a scaling factor of 1.
+    """
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    channels = len(mean)
+    weight, bias = model.quant_conv.weight, model.quant_conv.bias
+    weight[:channels] /= std.view(-1, 1, 1, 1)
+    bias[:channels] = (bias[:channels] - mean) / std
+    bias[channels:] -= 2 * std.log()
+    outer = model.post_quant_conv
+    outer.bias += (outer.weight[:, :, 0, 0] * mean).sum(dim=1)
+    outer.weight *= std.view(1, -1, 1, 1)
+
+
+@torch.inference_mode()
+def psnr(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> float:
+    """Mean over pictures of the PSNR, in dB, of decode(encode(x)) against x at the native side, both as 8-bit values."""
+    values = []
+    for block in halves(pictures):
+        decoded = model.decode(model.encode(block).latent_dist.mean).sample
+        error = ((decoded.clamp(-1, 1) * 127.5 + 127.5).round() - (block * 127.5 + 127.5).round()).square().mean(dim=(1, 2, 3))
+        values.append(10 * torch.log10(255**2 / error.clamp_min(1e-3)))
+    return float(torch.cat(values).mean())

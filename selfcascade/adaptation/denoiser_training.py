@@ -1,0 +1,176 @@
+"""Training of the small base's UNet and text encoder: epsilon prediction on cached latents, captions as words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from selfcascade.adaptation.autoencoder_training import cosine, generator_of, set_rate
+from selfcascade.config import DenoiserSettings
+
+SPECIAL = ("<start>", "<end>", "<pad>", "<unknown>")
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule: T = 1000, scaled linear from 0.00085 to 0.012, epsilon prediction, leading spacing with offset 1."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+    )
+
+
+def build_tokenizer(captions: Iterable[str], *, max_tokens: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer whose vocabulary is the sorted words of ``captions``; a word that it does not know is ``<unknown>``."""
+    words = sorted({word for caption in captions for word in caption.lower().split()})
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate((*SPECIAL, *words))}, unk_token=SPECIAL[3]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_tokens,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[2],
+        unk_token=SPECIAL[3],
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> Tensor:
+    """Token ids, int64 (N, max_tokens), padded and cut as :class:`StableDiffusionPipeline` does it."""
+    encoded = tokenizer(list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    tokens: Tensor = encoded.input_ids
+    return tokens
+
+
+def build_text_encoder(settings: DenoiserSettings, *, vocabulary: int, seed: int) -> CLIPTextModel:
+    """An untrained causal CLIP text encoder over ``vocabulary`` words; fp32, seeded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=settings.text_width,
+                intermediate_size=2 * settings.text_width,
+                projection_dim=settings.text_width,
+                num_hidden_layers=settings.text_layers,
+                num_attention_heads=4,
+                max_position_embeddings=settings.max_tokens,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=2,
+            )
+        )
+
+
+def build_unet(settings: DenoiserSettings, *, latent_channels: int, latent_side: int, seed: int) -> UNet2DConditionModel:
+    """An untrained UNet with one residual layer a level, cross-attention on every level but the first; fp32, seeded."""
+    levels = len(settings.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=latent_side,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
+            up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
+            block_out_channels=settings.channels,
+            layers_per_block=1,
+            norm_num_groups=16,
+            attention_head_dim=4,
+            cross_attention_dim=settings.text_width,
+        )
+
+
+class DenoiserTraining:
+    """Weights, moving average, optimizer and position of the denoiser's training; :meth:`advance` takes one step.
+
+    Captions go through the text encoder in every step, for it learns along. Timesteps are stratified over the batch: one from each of ``batch`` equal
+    slices of [0, T), which lowers the variance of the loss and leaves its mean.
+
+    Args:
+        settings: architecture and training.
+        latents: float32 (N, C, h, w), scaled.
+        tokens: int64 (N, max_tokens), the caption of each latent.
+        empty: int64 (1, max_tokens), the empty caption.
+        vocabulary: size of the tokenizer's vocabulary.
+        seed: of initial weights, order, timesteps and noise.
+        dtype: autocast precision; the weights stay fp32.
+    """
+
+    def __init__(self, settings: DenoiserSettings, latents: Tensor, tokens: Tensor, empty: Tensor, *, vocabulary: int, seed: int, dtype: torch.dtype) -> None:
+        self.settings, self.latents, self.tokens, self.empty, self.seed, self.dtype = settings, latents, tokens, empty, seed, dtype
+        self.unet = build_unet(settings, latent_channels=latents.shape[1], latent_side=latents.shape[-1], seed=seed).train()
+        self.text_encoder = build_text_encoder(settings, vocabulary=vocabulary, seed=seed).train()
+        self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+        self.alphas = build_scheduler().alphas_cumprod
+        self.step = 0
+
+    def advance(self) -> float:
+        """One optimizer step; returns the plain noise MSE of its batch (the weighted loss is what is minimised)."""
+        generator = generator_of(self.seed, "denoiser", self.step)
+        chosen = self._batch()
+        count = len(chosen)
+        clean, tokens = self.latents[chosen], self.tokens[chosen]
+        dropped = torch.rand(count, generator=generator) < self.settings.caption_dropout
+        tokens = torch.where(dropped[:, None], self.empty, tokens)
+        total = len(self.alphas)
+        timesteps = ((torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) * total / count).long().clamp_max(total - 1)
+        noise = torch.randn(clean.shape, generator=generator)
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            states = self.text_encoder(tokens).last_hidden_state
+            predicted = self.unet(noisy, timesteps, states).sample
+        errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+        loss = (errors * self._weights(timesteps)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        set_rate(self.optimizer, self.settings.lr * cosine(self.step, self.settings.steps, warmup=150, hold=0.3))
+        self.optimizer.step()
+        self.step += 1
+        self._follow()
+        return float(errors.detach().mean())
+
+    def _batch(self) -> Tensor:
+        """Indices of the step's samples, int64 (B,): each epoch is its own permutation, the last ragged batch is left out."""
+        batch = min(self.settings.batch, len(self.latents))
+        per_epoch = len(self.latents) // batch
+        epoch, position = divmod(self.step, per_epoch)
+        order = torch.randperm(len(self.latents), generator=generator_of(self.seed, "order", epoch))
+        return order[position * batch : (position + 1) * batch]
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        """Min-SNR weights for epsilon prediction (arXiv 2303.09556, equation 4), float (B,)."""
+        if self.settings.snr_gamma is None:
+            return torch.ones(len(timesteps))
+        snr = self.alphas[timesteps] / (1 - self.alphas[timesteps])
+        weights: Tensor = snr.clamp_max(self.settings.snr_gamma) / snr
+        return weights
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+    @torch.no_grad()
+    def averaged(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+        """Copies of the UNet and the text encoder that hold the moving average."""
+        unet = UNet2DConditionModel.from_config(self.unet.config).eval()
+        text_encoder = CLIPTextModel(self.text_encoder.config).eval()
+        for target, source in zip([*unet.parameters(), *text_encoder.parameters()], self.average, strict=True):
+            target.copy_(source)
+        return unet, text_encoder

@@ -1,0 +1,261 @@
+"""Pretraining of the small base: autoencoder, then denoiser, then a diffusers folder with its card, published as an artifact of kind ``bases``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, encode_all, fold_statistics, psnr
+from selfcascade.adaptation.base_card import base_card
+from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
+from selfcascade.adaptation.denoiser_training import DenoiserTraining, build_scheduler, build_tokenizer, tokenize
+from selfcascade.adaptation.trainer import Diverged
+from selfcascade.config import PretrainingSettings
+from selfcascade.curation.reading import read_samples
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
+
+log = logging.getLogger(__name__)
+
+AUTOENCODER = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
+TRAINING_AUTOENCODER, TRAINING = "training/autoencoder.json", "training/base.json"
+"""Put first of a phase's results and last of all: the loss logs."""
+LOG_EVERY = 50
+"""Steps that one line of the published loss log stands for."""
+
+Phase = Literal["autoencoder", "denoiser"]
+
+
+@dataclass(frozen=True)
+class PretrainingStep:
+    """What a watcher is told: phase, optimizer steps done and planned, mean loss since the last word."""
+
+    phase: Phase
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The splits of a dataset in memory: pictures uint8 (N, S, S, 3) and captions, in key order."""
+
+    train: NDArray[np.uint8]
+    captions: tuple[str, ...]
+    tune: NDArray[np.uint8]
+
+
+class PretrainingPlan(Plan):
+    """The two phases of a base and the dataset that both learn from."""
+
+    dataset: ArtifactRef = Field(description="dataset that the base learns from, pinned")
+
+
+def plan_pretraining(settings: PretrainingSettings, store: Store) -> PretrainingPlan:
+    """The address of the base and how far its training is. One unit a phase; writes nothing."""
+    dataset = resolve(store, settings.dataset, kind="datasets").ref
+    artifact = _artifact(settings, store, dataset)
+    published = artifact.published()
+    there = artifact.existing()
+    done = (0, 1) if published or TRAINING in there else (0,) if AUTOENCODER[1] in there else ()
+    todo = tuple(unit for unit in (0, 1) if unit not in done)
+    return PretrainingPlan(
+        artifact_ref=artifact.ref, published=published, units=2, done=done, todo=todo, bytes_planned=25_000_000 if todo else 0, dataset=dataset
+    )
+
+
+def train_base(settings: PretrainingSettings, store: Store, plan: PretrainingPlan, progress: Callable[[PretrainingStep], None] | None = None) -> None:
+    """Train what is not trained yet and put the base's files into the store. Interrupted and run again, it goes on at the last checkpoint.
+
+    Every draw of a step follows from the seed and the step's number, so an interrupted run ends with the weights of an undisturbed one, bit for bit on one
+    machine. The denoiser learns on latents of the autoencoder *as published*, in half precision.
+
+    Raises:
+        SettingsError: the dataset's pictures do not have twice the base's side, or a split is empty.
+        Diverged: a loss is not finite; names the step.
+    """
+    if plan.published:
+        return
+    torch.set_num_threads(settings.compute.threads)
+    artifact = _artifact(settings, store, plan.dataset)
+    pictures = _pictures(settings, resolve(store, plan.dataset.uri))
+    if 0 in plan.todo:
+        _train_autoencoder(settings, artifact, pictures, progress)
+    if 1 in plan.todo:
+        _train_denoiser(settings, artifact, plan.dataset, pictures, progress)
+
+
+def publish_pretraining(settings: PretrainingSettings, store: Store, plan: PretrainingPlan) -> ArtifactRef:
+    """Commit the base: manifest, then pointer; then its checkpoints go."""
+    if plan.published:
+        return plan.ref
+    artifact = _artifact(settings, store, plan.dataset)
+    training = json.loads(artifact.read(TRAINING))
+    ref = artifact.publish(counts=training["counts"])
+    clear_checkpoints(store, plan.ref.version)
+    return ref
+
+
+def _artifact(settings: PretrainingSettings, store: Store, dataset: ArtifactRef) -> Artifact:
+    return Artifact.plan(store, "bases", settings.name, settings, {"dataset": dataset.version})
+
+
+def steps_done(settings: PretrainingSettings, store: Store, plan: PretrainingPlan) -> dict[Phase, int]:
+    """Optimizer steps that lie behind each phase; only lists keys."""
+    newest = newest_step(store, plan.ref.version)
+    if 0 not in plan.done:
+        return {"autoencoder": newest, "denoiser": 0}
+    return {"autoencoder": settings.autoencoder.steps, "denoiser": settings.denoiser.steps if 1 in plan.done else newest}
+
+
+def _train_autoencoder(settings: PretrainingSettings, artifact: Artifact, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None) -> None:
+    dtype: torch.dtype = getattr(torch, settings.compute.dtype)
+    training = AutoencoderTraining(settings.autoencoder, pictures.train, seed=settings.seed, dtype=dtype)
+    checkpoints = CheckpointFolder(artifact.store, version=artifact.ref.version, latents="autoencoder")
+    losses = _run("autoencoder", training, {"model": training.model}, {}, settings.autoencoder.steps, settings.checkpoint_steps, checkpoints, progress)
+    model = training.model.eval()
+    fold_statistics(model, encode_all(model, pictures.train[:4096]))
+    with TemporaryDirectory(prefix="selfcascade-") as folder:
+        model.half().save_pretrained(Path(folder, "vae"))
+        artifact.put(TRAINING_AUTOENCODER, json.dumps({"losses": losses}).encode())
+        for name in AUTOENCODER:
+            artifact.put(name, Path(folder, name))
+
+
+def _train_denoiser(
+    settings: PretrainingSettings, artifact: Artifact, dataset: ArtifactRef, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None
+) -> None:
+    dtype: torch.dtype = getattr(torch, settings.compute.dtype)
+    with TemporaryDirectory(prefix="selfcascade-") as folder:
+        for name in AUTOENCODER:
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            artifact.download(name, Path(folder, name))
+        autoencoder = AutoencoderKL.from_pretrained(Path(folder, "vae"), torch_dtype=torch.float32).eval()
+    latents = encode_all(autoencoder, pictures.train).clone()
+    tokenizer = build_tokenizer(pictures.captions, max_tokens=settings.denoiser.max_tokens)
+    training = DenoiserTraining(
+        settings.denoiser,
+        latents,
+        tokenize(tokenizer, pictures.captions),
+        tokenize(tokenizer, [""]),
+        vocabulary=len(tokenizer),
+        seed=settings.seed,
+        dtype=dtype,
+    )
+    checkpoints = CheckpointFolder(artifact.store, version=artifact.ref.version, latents="denoiser")
+    average = {f"average/{number}": value for number, value in enumerate(training.average)}
+    modules = {"unet": training.unet, "text_encoder": training.text_encoder}
+    losses = _run("denoiser", training, modules, average, settings.denoiser.steps, settings.checkpoint_steps, checkpoints, progress)
+    unet, text_encoder = training.averaged()
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    counts: dict[str, Any] = {
+        "pictures": len(pictures.train),
+        "words": len(tokenizer),
+        "parameters_unet": parameters_of(unet),
+        "parameters_text_encoder": parameters_of(text_encoder),
+        "parameters_autoencoder": parameters_of(autoencoder),
+        "psnr_held_out_db": round(psnr(autoencoder, pictures.tune[:512]), 2),
+    }
+    autoencoder_losses = json.loads(artifact.read(TRAINING_AUTOENCODER))["losses"]
+    record = {"counts": counts, "log_every": LOG_EVERY, "losses": {"autoencoder": autoencoder_losses, "denoiser": losses}}
+    with TemporaryDirectory(prefix="selfcascade-") as folder:
+        pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+        Path(folder, "README.md").write_text(base_card(settings, artifact.ref, dataset, record), encoding="utf-8")
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name not in AUTOENCODER:
+                artifact.put(name, path)
+        artifact.put(TRAINING, json.dumps(record, sort_keys=True).encode())
+
+
+def _run(
+    phase: Phase,
+    training: AutoencoderTraining | DenoiserTraining,
+    modules: dict[str, nn.Module],
+    extra: dict[str, Tensor],
+    steps: int,
+    every: int,
+    checkpoints: CheckpointFolder,
+    progress: Callable[[PretrainingStep], None] | None,
+) -> list[float]:
+    """Advance ``training`` to ``steps`` from the newest checkpoint on; returns the mean loss of each :data:`LOG_EVERY` steps."""
+    tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()} | extra
+    losses: list[float] = []
+    if found := checkpoints.newest():
+        with torch.no_grad():
+            for name, value in tensors.items():
+                value.copy_(found.tensors[name])
+        _restore_optimizer(training.optimizer, found.tensors)
+        training.step = found.step
+        losses = found.record["losses"]
+        log.info("%s goes on at step %d of %d", phase, found.step, steps)
+    while training.step < steps:
+        losses.append(training.advance())
+        if not np.isfinite(losses[-1]):
+            raise Diverged(f"pretraining: the loss of the {phase} is {losses[-1]} at step {training.step}; lower pretraining.{phase}.lr or use dtype float32")
+        if training.step % LOG_EVERY == 0 and progress is not None:
+            progress(PretrainingStep(phase, training.step, steps, float(np.mean(losses[-LOG_EVERY:]))))
+        if training.step % every == 0 or training.step == steps:
+            checkpoints.save(training.step, tensors | _optimizer_tensors(training.optimizer), {"losses": losses})
+    return [round(float(np.mean(losses[start : start + LOG_EVERY])), 5) for start in range(0, len(losses), LOG_EVERY)]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer/{number}/{slot}": value for number, slots in state.items() for slot, value in slots.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state = optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, number, slot = name.split("/")
+            slots.setdefault(int(number), {})[slot] = value
+    optimizer.load_state_dict(state | {"state": slots})
+
+
+def _pictures(settings: PretrainingSettings, dataset: Artifact) -> _Pictures:
+    train: list[NDArray[np.uint8]] = []
+    captions: list[str] = []
+    tune: list[NDArray[np.uint8]] = []
+    for sample in read_samples(dataset):
+        if sample.image.shape[0] != 2 * settings.size:
+            raise SettingsError(
+                f"dataset {dataset.ref} holds pictures of {sample.image.shape[0]} px, but a base of pretraining.size={settings.size} learns from "
+                f"pictures of {2 * settings.size} px; curate with size {2 * settings.size}"
+            )
+        if sample.split == "train":
+            train.append(sample.image)
+            captions.append(sample.caption)
+        elif sample.split == "tune" and len(tune) < 512:
+            tune.append(sample.image)
+    if not train or not tune:
+        raise SettingsError(f"dataset {dataset.ref} has {len(train)} pictures to train on and {len(tune)} held out; pretraining needs both")
+    return _Pictures(np.stack(train), tuple(captions), np.stack(tune))
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Numbers in a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
