@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import boto3
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from selfcascade.config import StoreSettings
@@ -21,6 +23,9 @@ CONNECT_TIMEOUT = 5
 ATTEMPTS = 8
 ATTEMPTS_EMBEDDED = 5
 """Fewer: a server of our own that does not answer is better brought back than waited for."""
+
+LOADER = botocore.loaders.create_loader()
+"""Shared: it remembers the description of S3, whose parsing is most of what a client costs."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ def make_client(settings: StoreSettings, target: Target, *, attempts: int | None
     """A client of its own session, so that threads may make clients at the same time."""
     patience = attempts or (ATTEMPTS_EMBEDDED if target.embedded else ATTEMPTS)
     try:
-        return boto3.session.Session().client(
+        session = botocore.session.Session()
+        session.register_component("data_loader", LOADER)
+        return boto3.session.Session(botocore_session=session).client(
             "s3",
             endpoint_url=None if target.url == "aws" else target.url,
             region_name=settings.region,

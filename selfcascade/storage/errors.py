@@ -11,6 +11,7 @@ from botocore.exceptions import (
     ConnectionError,
     EndpointConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
 )
@@ -103,7 +104,7 @@ def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterat
         raise failure(f"{where} failed on {what}: {code} {message}".rstrip()) from None
     except (NoCredentialsError, PartialCredentialsError):
         raise StoreDenied(f"no credentials for {where}; set {keys}") from None
-    except (EndpointConnectionError, ConnectionError, HTTPClientError) as error:
+    except (EndpointConnectionError, ConnectionError, HTTPClientError, IncompleteReadError) as error:
         reason = type(error).__name__
         raise StoreUnreachable(f"{where} does not answer ({reason}, {what}); check store.endpoint and that the server runs") from None
     except BotoCoreError as error:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 CHUNK = MIB
+PAGE = 1000
+"""Keys that one listing request asks for; S3 gives no more."""
 BREAKS = 3
 """Broken connections that one download survives."""
 OVERWRITABLE = ("cache/", "runs/", "leases/", "probe/", "purged/")
@@ -232,7 +234,7 @@ class Store:
         more = not self.absent
         token: dict[str, Any] = {}
         while more:
-            arguments = {"Bucket": self.bucket, "Prefix": self._full(prefix), **token}
+            arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self._full(prefix), "MaxKeys": PAGE, **token}
             try:
                 page = self.call(prefix, lambda arguments=arguments: self.client.list_objects_v2(**arguments))  # type: ignore[misc]
             except BucketMissing:
