@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from botocore.exceptions import ClientError
 
 from selfcascade.curation.tree import File, SourceChanged, is_hidden
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
+from selfcascade.storage.errors import MISSING, UNMET, code_of, one_line, status_of
 
 
 class PrefixTree:
@@ -28,15 +30,18 @@ class PrefixTree:
 
     def files(self) -> Iterator[File]:
         """Every object but hidden ones and the empty markers of folders."""
-        pages = self.store.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
-        try:
-            for page in pages:
-                for found in page.get("Contents", []):
-                    name = found["Key"].removeprefix(self.prefix)
-                    if name and not name.endswith("/") and not is_hidden(name):
-                        yield File(name, found["Size"], found["ETag"].strip('"'))
-        except ClientError as error:
-            raise SettingsError(f"source.uri: {self.uri} cannot be listed ({_code(error)}); check the bucket, store.endpoint and the credentials") from None
+        with self._one_line(self.uri):
+            try:
+                for page in self.store.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix):
+                    for found in page.get("Contents", []):
+                        name = found["Key"].removeprefix(self.prefix)
+                        if name and not name.endswith("/") and not is_hidden(name):
+                            yield File(name, found["Size"], found["ETag"].strip('"'))
+            except ClientError as error:
+                if status_of(error) >= 500:
+                    raise
+                code = code_of(error)
+                raise SettingsError(f"source.uri: {self.uri} cannot be listed ({code}); check the bucket, store.endpoint and the credentials") from None
 
     def digest(self, file: File) -> str:
         """The ETag: two objects with one ETag hold the same bytes. The reverse is not promised of uploads in parts."""
@@ -44,17 +49,17 @@ class PrefixTree:
 
     def read(self, file: File) -> bytes:
         """The content, if it still is what was listed."""
-        try:
-            found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
-            with found["Body"] as body:
-                return body.read()
-        except ClientError as error:
-            if _code(error) in ("PreconditionFailed", "412", "NoSuchKey", "404"):
-                raise SourceChanged(self.label, file.name) from None
-            if _code(error) in ("AccessDenied", "403"):
-                raise PermissionError(13, "access denied") from None
-            raise
+        with self._one_line(f"{self.uri}/{file.name}"):
+            try:
+                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
+                with found["Body"] as body:
+                    return body.read()
+            except ClientError as error:
+                if code_of(error) in UNMET | MISSING:
+                    raise SourceChanged(self.label, file.name) from None
+                if status_of(error) == 403:
+                    raise PermissionError(13, "access denied") from None
+                raise
 
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+    def _one_line(self, what: str) -> AbstractContextManager[None]:
+        return one_line(what, endpoint=self.store.settings.endpoint or "AWS", bucket=self.bucket, embedded=self.store.is_embedded)

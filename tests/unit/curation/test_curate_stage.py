@@ -287,7 +287,7 @@ def test_a_prefix_is_curated_like_a_folder(pictures, store):
     for path in pictures.folder.rglob("*"):
         if path.is_file():
             store.put_cache(f"cache/raw/{path.relative_to(pictures.folder).as_posix()}", path.read_bytes())
-    curate(pictures.settings(name="from-prefix", source=S3Source(uri=store.uri("cache/raw"))), store, workers=2)
+    curate(pictures.settings(name="from-prefix", source=S3Source(uri=store.uri("cache/raw"))), store)
     folder, prefix = (list(read_samples(resolve(store, f"datasets/{name}"))) for name in ("from-folder", "from-prefix"))
     assert len(folder) == 6
     for one, other in zip(folder, prefix, strict=True):

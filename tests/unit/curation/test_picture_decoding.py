@@ -83,7 +83,7 @@ def test_fit_is_cover_and_centre_crop(pictures, size, ratio, margin, tall):
     covered = image.resize((image.width // ratio, image.height // ratio), Image.Resampling.LANCZOS)
     left, top = (covered.width - size) // 2, (covered.height - size) // 2
     two_steps = np.asarray(covered.crop((left, top, left + size, top + size)))
-    assert np.abs(np.asarray(fit(image, size)).astype(int) - two_steps).max() <= 1
+    assert np.abs(np.asarray(fit(image, size)).astype(int) - two_steps).max() <= 3
     if ratio == 1:
         assert np.array_equal(fit(image, size), two_steps)
 
