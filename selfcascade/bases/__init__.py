@@ -86,7 +86,7 @@ def load_pipeline(base: ResolvedBase, dtype: torch.dtype | None = None, device: 
         pipeline = stock.from_pretrained(base.location, dtype=dtypes, use_safetensors=True, local_files_only=True, **unchecked)
     except (OSError, ValueError) as error:
         raise SettingsError(f"base {base.name!r} does not load from {base.location}: {_line(error)}") from None
-    pipeline.register_to_config(base=str(base))
+    pipeline.register_to_config(_base=str(base))  # private, as diffusers passes options on: a public one would count as a component
     return pipeline.to(device)
 
 
