@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import DiffusionPipeline
 from pydantic import Field
 
 from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_shard, missing_shards, shards_of, threads
@@ -19,6 +18,7 @@ from selfcascade.adaptation.trainer import Trainer
 from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.injection import attached
+from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings
 from selfcascade.generation.models import resolve_device
@@ -113,7 +113,7 @@ def encode_unit(settings: AdaptationSettings, store: Store, plan: AdaptationPlan
     dataset, base = _dataset(store, plan), _base(settings, store, plan)
     recipe = _recipe(settings, base, plan.device)
     if plan.shards[unit] in missing_shards(store, dataset, recipe):
-        encode_shard(store, dataset, plan.shards[unit], Encoder(load_pipeline(base), recipe))
+        encode_shard(store, dataset, plan.shards[unit], Encoder(_pipeline(base, torch.float32, plan.device), recipe))
 
 
 def train_upsampler(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, progress: Callable[[TrainingStep], None] | None = None) -> int:
@@ -138,7 +138,7 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     with threads(settings.compute.threads), enough_memory(settings):
         latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
-        pipeline = load_pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
+        pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
         trainer = _trainer(settings, plan, pipeline, latents, base)
         newest = checkpoints.newest()
         if newest is not None:
@@ -174,7 +174,7 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
             if newest is None or newest.step < settings.steps:
                 reached = 0 if newest is None else newest.step
                 raise SettingsError(f"{plan.ref} is trained to step {reached} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
-            pipeline = load_pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
+            pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
             trainer = _trainer(settings, plan, pipeline, latents, base)
             trainer.restore(newest.tensors, newest.record)
             previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
@@ -246,7 +246,7 @@ def _preview_key(plan: AdaptationPlan, name: str) -> str:
     return f"cache/previews/{plan.ref.version}/{name}"
 
 
-def _trainer(settings: AdaptationSettings, plan: AdaptationPlan, pipeline: DiffusionPipeline, latents: LatentCache, base: ResolvedBase) -> Trainer:
+def _trainer(settings: AdaptationSettings, plan: AdaptationPlan, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase) -> Trainer:
     """A trainer at step 0. Initial weights come from the run's seed and leave torch's own generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -272,7 +272,11 @@ def _trainer(settings: AdaptationSettings, plan: AdaptationPlan, pipeline: Diffu
 def _latents(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, base: ResolvedBase) -> LatentCache:
     recipe = _recipe(settings, base, plan.device)
     # A pipeline of its own: the encoder changes the layout of the autoencoder, which the previews must not see or not see by chance.
-    return LatentCache.open(store, _dataset(store, plan), recipe, lambda: Encoder(load_pipeline(base), recipe))
+    return LatentCache.open(store, _dataset(store, plan), recipe, lambda: Encoder(_pipeline(base, torch.float32, plan.device), recipe))
+
+
+def _pipeline(base: ResolvedBase, dtype: torch.dtype, device: str) -> SelfCascadePipeline:
+    return SelfCascadePipeline.from_pipe(load_pipeline(base, dtype, device))
 
 
 def _recipe(settings: AdaptationSettings, base: ResolvedBase, device: str) -> Recipe:

@@ -20,7 +20,6 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -28,7 +27,7 @@ from torch.nn.functional import avg_pool2d
 
 from selfcascade.adaptation.tensorfile import TensorFile, open_tensor_file, written_tensor_file
 from selfcascade.cascade.conditioning import Conditioning, encode
-from selfcascade.cascade.families import spec_of
+from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.curation.shards import read_tar
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Artifact, IntegrityError, NotFound, Store
@@ -110,13 +109,13 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 class Encoder:
     """The frozen autoencoder and text encoder of a base. Samples are encoded one by one, so that none depends on its neighbours."""
 
-    def __init__(self, pipeline: DiffusionPipeline, recipe: Recipe) -> None:
-        """Put the networks of ``pipeline`` into the state that ``recipe`` tells of."""
+    def __init__(self, pipeline: SelfCascadePipeline, recipe: Recipe) -> None:
+        """Take ``pipeline``, fp32 and on the device of ``recipe``, for good: the layout of its autoencoder changes."""
         self.recipe = recipe
-        self.pipeline = pipeline.to(recipe.device)
+        self.pipeline = pipeline
         # The autoencoder is all convolutions: on a CPU this layout halves its time.
-        self.vae = pipeline.vae.to(torch.float32, memory_format=torch.channels_last).eval()
-        self.family = spec_of(pipeline.unet, pipeline.vae).family
+        self.vae = pipeline.vae.to(memory_format=torch.channels_last).eval()
+        self.family = pipeline.spec.family
 
     @torch.no_grad()
     def latents(self, picture: NDArray[np.uint8]) -> dict[str, Tensor]:
@@ -140,7 +139,7 @@ class Encoder:
         return _named(Conditioning(both.text[:1], None if both.pooled is None else both.pooled[:1]))
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        mean = self.vae.encode(pixels.to(self.recipe.device, memory_format=torch.channels_last)).latent_dist.mode()
+        mean = self.vae.encode(pixels.to(self.vae.device, memory_format=torch.channels_last)).latent_dist.mode()
         scaled: Tensor = (mean - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
         return scaled[0].float().cpu().contiguous()
 

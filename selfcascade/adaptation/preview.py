@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from selfcascade.adaptation.cache import LatentCache
@@ -34,9 +33,9 @@ def preview_specs(latents: LatentCache, settings: AdaptationSettings) -> list[Sa
 class Previewer:
     """Draws the previews with a base and one upsampler or another. The pictures of the base are sampled once."""
 
-    def __init__(self, pipeline: DiffusionPipeline, specs: Sequence[SampleSpec], settings: AdaptationSettings) -> None:
+    def __init__(self, pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: AdaptationSettings) -> None:
         """Draw ``specs`` with the networks of ``pipeline``, in whatever precision they are."""
-        self.pipe = SelfCascadePipeline.from_pipe(pipeline)
+        self.pipe = pipeline
         self.pipe.set_progress_bar_config(disable=True)
         self.specs = list(specs)
         self.settings = settings

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import hashlib
+
+import models
+import pytest
+import torch
+from tiny_run import synthetic_latents, tiny_settings, tiny_trainer
+
+from selfcascade.adaptation.cache import LatentCache
+from selfcascade.adaptation.trainer import Diverged, Trainer
+from selfcascade.config import UpsamplerSettings
+
+A, C = UpsamplerSettings(variant="A"), UpsamplerSettings(variant="C")
+
+
+@pytest.fixture(scope="module")
+def latents() -> LatentCache:
+    return synthetic_latents()
+
+
+def weights(module: torch.nn.Module) -> dict[str, bytes]:
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).digest() for name, tensor in module.state_dict().items()}
+
+
+def state(trainer: Trainer) -> tuple[dict[str, bytes], dict[str, object]]:
+    tensors, record = trainer.state()
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}, record
+
+
+@pytest.mark.parametrize("upsampler", [A, C, UpsamplerSettings(inject="main"), UpsamplerSettings(pivot_t="zero"), UpsamplerSettings(final="gate")], ids=str)
+def test_only_the_upsampler_moves(latents: LatentCache, upsampler: UpsamplerSettings) -> None:
+    """After three steps every weight of the base has the bytes it had and no gradient; the upsampler has changed."""
+    trainer = tiny_trainer(latents, tiny_settings("b", upsampler=upsampler))
+    base, phi = weights(trainer.unet), weights(trainer.upsampler)
+    for _ in range(3):
+        trainer.advance()
+    assert weights(trainer.unet) == base
+    assert all(parameter.grad is None for parameter in trainer.unet.parameters())
+    assert weights(trainer.upsampler) != phi
+
+
+def test_first_step_of_variant_c_moves_only_gamma(latents: LatentCache) -> None:
+    """What multiplies Gamma = 0 has no gradient yet, and decay does not touch it; from the second step on all of it moves."""
+    trainer = tiny_trainer(latents, tiny_settings("b", upsampler=C, weight_decay=0.5))
+    before = weights(trainer.upsampler)
+    trainer.advance()
+    after = weights(trainer.upsampler)
+    assert {name.rsplit(".")[-1] for name in before if before[name] != after[name]} == {"gamma"}
+    trainer.advance()
+    second = weights(trainer.upsampler)
+    assert {name.rsplit(".")[-1] for name in before if after[name] != second[name]} == {"gamma", "kernels", "scale", "offset"}
+
+
+def test_the_first_loss_is_that_of_the_frozen_base(latents: LatentCache) -> None:
+    """An upsampler that starts at zero costs what the base costs without it."""
+    losses = []
+    for upsampler in (A, C, UpsamplerSettings(inject="main")):
+        trainer = tiny_trainer(latents, tiny_settings("b", upsampler=upsampler))
+        trainer.advance()
+        losses.append(trainer.log()[0][0])
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("upsampler", [A, C], ids=["A", "C"])
+def test_loss_decreases_on_one_fixed_batch(upsampler: UpsamplerSettings) -> None:
+    """The same four samples, timesteps and noise in every step: it falls from step to step, and by half a percent in all."""
+    trainer = tiny_trainer(synthetic_latents(train=4), tiny_settings("b", upsampler=upsampler, lr=3e-3, caption_dropout=0.0, seed=3))
+    start = trainer.generator.get_state()
+    trainer.order.batch = lambda position, count: ["s00", "s01", "s02", "s03"]  # type: ignore[method-assign]
+    for _ in range(12):
+        trainer.generator.set_state(start)
+        trainer.advance()
+    losses = [row[0] for row in trainer.log()]
+    print(losses)
+    assert losses[-1] < losses[0] * 0.995
+
+
+@pytest.mark.parametrize("upsampler", [A, C], ids=["A", "C"])
+def test_interrupted_equals_uninterrupted(latents: LatentCache, upsampler: UpsamplerSettings) -> None:
+    """Stopped after the first step or the third and restored into fresh objects, with torch's own generator disturbed, training ends with the very same state."""
+    settings = tiny_settings("b", upsampler=upsampler, steps=4)
+    whole = tiny_trainer(latents, settings)
+    saved = []
+    for _ in range(settings.steps):
+        tensors, record = whole.state()
+        saved.append(({name: tensor.clone() for name, tensor in tensors.items()}, record))
+        whole.advance()
+    for tensors, record in saved[1::2]:
+        torch.rand(3)
+        resumed = tiny_trainer(latents, settings)
+        resumed.restore(tensors, record)
+        while resumed.step < settings.steps:
+            resumed.advance()
+        resumed_state, whole_state = state(resumed), state(whole)
+        resumed_state[0].pop("random/torch"), whole_state[0].pop("random/torch")
+        assert resumed_state == whole_state
+
+
+def test_nothing_draws_from_torchs_own_generator(latents: LatentCache) -> None:
+    """A step leaves the global generator alone, so that whatever else a process does cannot change a run."""
+    trainer = tiny_trainer(latents, tiny_settings("b"))
+    before = torch.get_rng_state()
+    trainer.advance()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_captions_are_dropped_at_their_rate(latents: LatentCache) -> None:
+    """The UNet sees the empty caption in a share of 0.3 of 2,000 samples, within 3 standard deviations; otherwise the sample's own."""
+    trainer = tiny_trainer(latents, tiny_settings("b", caption_dropout=0.3, batch=8))
+    own = {latents.batch([key]).text.text[0].numpy().tobytes() for key in latents.keys("train")}
+    empty = latents.empty().text[0].numpy().tobytes()
+    seen: list[bytes] = []
+
+    def unet(self: object, z: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+        seen.extend(text.numpy().tobytes() for text in encoder_hidden_states)
+        raise _Seen
+
+    trainer.unet.forward = unet.__get__(trainer.unet)  # type: ignore[method-assign]
+    for _ in range(250):
+        with pytest.raises(_Seen):
+            trainer.advance()
+    assert set(seen) == own | {empty}
+    assert abs(seen.count(empty) / len(seen) - 0.3) < 3 * (0.3 * 0.7 / len(seen)) ** 0.5
+
+
+class _Seen(Exception):
+    pass
+
+
+def test_warm_up_is_linear_then_constant(latents: LatentCache) -> None:
+    trainer = tiny_trainer(latents, tiny_settings("b", lr=1e-3, warmup=4))
+    assert [trainer.learning_rate(step) for step in range(6)] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("poisoned", [2, 3])
+def test_a_loss_that_is_no_number_stops_with_the_step_named(latents: LatentCache, poisoned: int) -> None:
+    """The message names the step and the way out, and no state of it can be taken."""
+    trainer = tiny_trainer(latents, tiny_settings("b"))
+    for step in range(1, 4):
+        if step == poisoned:
+            with torch.no_grad():
+                next(trainer.upsampler.parameters()).fill_(float("nan"))
+        trainer.advance()
+    for _ in range(2):
+        with pytest.raises(Diverged, match=rf"stopped at step {poisoned}: its loss is nan.*lower adaptation\.lr"):
+            trainer.state()
+
+
+def test_bfloat16_trains_float32_weights(latents: LatentCache) -> None:
+    """The base computes in bfloat16; weights, moving average and optimizer of the upsampler stay in float32; the loss is near that of float32."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = tiny_settings("b").model_copy(update={"compute": tiny_settings("b").compute.model_copy(update={"dtype": dtype})})
+        trainer = tiny_trainer(latents, settings)
+        for _ in range(2):
+            trainer.advance()
+        tensors, _ = trainer.state()
+        assert {tensor.dtype for name, tensor in tensors.items() if name.startswith(("weights/", "ema/", "optimizer/"))} == {torch.float32}
+        losses[dtype] = trainer.log()[0][0]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert models.base().unet.dtype == torch.float32
