@@ -13,7 +13,7 @@ from selfcascade.storage.errors import (
     StoreFull,
     StoreUnreachable,
 )
-from selfcascade.storage.lease import Lease, lease
+from selfcascade.storage.leases import Lease, lease
 from selfcascade.storage.manifest import ArtifactRef, Kind, Manifest, artifact_version
 from selfcascade.storage.plan import Plan
 from selfcascade.storage.store import ObjectInfo, Store

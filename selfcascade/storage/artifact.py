@@ -13,7 +13,7 @@ from selfcascade.settings import Settings
 from selfcascade.storage import pointer
 from selfcascade.storage.entry import ObjectEntry
 from selfcascade.storage.errors import IntegrityError, NotFound, StoreError
-from selfcascade.storage.lease import lease
+from selfcascade.storage.leases import lease
 from selfcascade.storage.manifest import KINDS, MANIFEST, ArtifactRef, Kind, Manifest, plain_settings, version_of
 from selfcascade.storage.store import Store
 from selfcascade.storage.tombstone import tombstone

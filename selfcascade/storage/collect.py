@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from selfcascade.storage import embedded
-from selfcascade.storage.lease import collecting, expired, leased
+from selfcascade.storage.leases import collecting, expired, leased
 from selfcascade.storage.manifest import KINDS, MANIFEST, Manifest
 from selfcascade.storage.store import ObjectInfo, Store
 

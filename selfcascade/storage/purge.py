@@ -25,7 +25,7 @@ from selfcascade.storage import embedded
 from selfcascade.storage.collect import VERSIONED
 from selfcascade.storage.entry import entry_of
 from selfcascade.storage.errors import NotFound
-from selfcascade.storage.lease import Collector, collecting
+from selfcascade.storage.leases import Collector, collecting
 from selfcascade.storage.manifest import KINDS, MANIFEST, Manifest
 from selfcascade.storage.store import Store
 from selfcascade.storage.tombstone import RECORDS, Tombstone, purged_samples, tombstone, tombstones

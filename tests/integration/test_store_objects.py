@@ -70,7 +70,7 @@ def test_bytes_and_digests_survive_the_round_trip(store, tmp_path, size):
 def test_parts_overwrite_nothing_either(store, tmp_path, monkeypatch):
     """An upload in parts that loses the race at its last request adopts the winner and leaves no parts behind."""
     slow = Store(store.settings.model_copy(update={"multipart_mb": 5}))
-    monkeypatch.setattr(slow, "_head", lambda key, head=slow._head, seen=[]: seen.append(key) or (None if len(seen) == 1 else head(key)))  # noqa: B006
+    monkeypatch.setattr(slow, "_head", lambda key, head=slow._head, seen=[]: seen.append(key) or (None if len(seen) == 1 else head(key)))
     store.put_new("big", noise(1, 6 * MIB))
     adopted = slow.put_new("big", noise(2, 6 * MIB))
     assert adopted == entry_of("big", noise(1, 6 * MIB))
