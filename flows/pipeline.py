@@ -13,6 +13,7 @@ from selfcascade_flows.generate import generate
 from selfcascade_flows.pretrain import pretrain
 from selfcascade_flows.variants import variants
 from selfcascade_tasks.base import base_exists
+from selfcascade_tasks.store import opened
 
 
 @flow(name="pipeline", flow_run_name="{settings.name}", validate_parameters=True)
@@ -21,7 +22,7 @@ def pipeline(settings: PipelineSettings) -> ArtifactRef:
     store, execution = settings.store, settings.execution
     dataset = address(curate(settings.curation, store, execution))
     base = settings.adaptation.base
-    if not base_exists(base, store):
+    if not base_exists(base, opened(store)):
         base = address(pretrain(settings.pretraining.model_copy(update={"dataset": dataset}), store, execution))
     upsampler = settings.generation.upsampler
     if "tuned" in settings.methods and upsampler is None:

@@ -26,7 +26,7 @@ def plan(settings: AdaptationSettings, store: StoreSettings, execution: Executio
 @task(name="encode-shard", task_run_name="latents of shard {unit}", **NETWORK)
 def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
     """Latents of one shard, in a worker process."""
-    return UnitCost.of(unit, workers(execution.workers).run(encode_unit, settings, opened(store), plan, unit, tries=execution.retries + 1))
+    return UnitCost.of(unit, workers(execution.workers).run(encode_unit, settings, opened(store), plan, unit, tries=execution.retries + 1), work=0)
 
 
 @task(name="train-upsampler", task_run_name="train {settings.name}", **NETWORK)
@@ -40,8 +40,8 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
             if reached.preview is not None:
                 show_sheet("train", settings.name, held.read(reached.preview), title=f"{settings.name} at step {reached.step} of {reached.steps}")
 
-        cost = workers(execution.workers).run(train_upsampler, settings, held, plan, report=report, tries=execution.retries + 1)
-    return UnitCost.of(len(plan.shards), cost)
+        measured = workers(execution.workers).run(train_upsampler, settings, held, plan, report=report, tries=execution.retries + 1)
+    return UnitCost.of(len(plan.shards), measured, measured.value)
 
 
 @task(name="publish-upsampler", task_run_name="publish {settings.name}", **NETWORK)

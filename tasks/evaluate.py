@@ -27,7 +27,8 @@ def plan(settings: EvaluationSettings, samples: dict[str, str], store: StoreSett
 @task(name="features", task_run_name="features of set {index}", **NETWORK)
 def features(index: int, settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> UnitCost:
     """One pass of the feature network over one set of pictures, in a worker process."""
-    return UnitCost.of(index, workers(execution.workers).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1))
+    measured = workers(execution.workers).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
+    return UnitCost.of(index, measured, measured.value)
 
 
 @task(name="publish-report", task_run_name="publish {settings.name}", **NETWORK)

@@ -19,6 +19,12 @@ SHOWN = 12
 """Samples on the contact sheet in the UI."""
 
 
+def work_of(settings: GenerationSettings, samples: int) -> float:
+    """Samples counted as ones of 256 pixels and 50 steps: what rates are told in."""
+    cascade = settings.cascade
+    return samples * cascade.steps / 50 * cascade.height * cascade.width / 256**2
+
+
 @task(name="plan-samples", task_run_name="plan {settings.name}", **NETWORK)
 def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
     """The address of the samples and the chunks of prompts that are not in the store."""
@@ -28,8 +34,8 @@ def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
 @task(name="sample-chunk", task_run_name="chunk {index} of {settings.name}", **NETWORK)
 def sample_chunk(index: int, plan: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
     """Sample and store one chunk in a worker process. ``plan`` holds this chunk alone."""
-    run = workers(execution.workers).run
-    return UnitCost.of(index, run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1))
+    measured = workers(execution.workers).run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1)
+    return UnitCost.of(index, measured, work_of(settings, measured.value.count))
 
 
 @task(name="publish-samples", task_run_name="publish {settings.name}", **NETWORK)

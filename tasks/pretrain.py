@@ -32,8 +32,8 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
             first = settings.autoencoder.steps if reached.phase == "denoiser" else 0
             progress.reach(first + reached.step, note=f"{reached.phase}, loss {reached.loss:.4f}")
 
-        cost = workers(execution.workers).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)
-    return UnitCost.of(0, cost)
+        measured = workers(execution.workers).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)
+    return UnitCost.of(0, measured, total - sum(before.values()))
 
 
 @task(name="publish-base", task_run_name="publish {settings.name}", **NETWORK)

@@ -28,14 +28,15 @@ class UnitCost(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     unit: int
+    work: float = Field(description="what the unit held: inputs, optimizer steps, pictures, or samples of 256 pixels and 50 steps")
     seconds: float
     cpu_seconds: float
     peak_bytes: int
 
     @classmethod
-    def of(cls, unit: int, measured: Measured[Any]) -> UnitCost:
+    def of(cls, unit: int, measured: Measured[Any], work: float) -> UnitCost:
         """The cost of a unit that ran in a worker."""
-        return cls(unit=unit, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes)
+        return cls(unit=unit, work=work, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes)
 
 
 class StageCost(BaseModel):
@@ -49,6 +50,7 @@ class StageCost(BaseModel):
     done: int = Field(0, description="units done by this run; the others were finished before")
     started: str = ""
     seconds: float = Field(0.0, description="wall time of the stage")
+    work: float = Field(0.0, description="what these units held, counted as in a unit's cost")
     unit_seconds: float = Field(0.0, description="sum over the units of this run, side by side or not")
     cpu_seconds: float = 0.0
     peak_bytes: int = Field(0, description="largest resident memory of one worker during a unit")
@@ -56,6 +58,7 @@ class StageCost(BaseModel):
     def add(self, cost: UnitCost) -> None:
         """Count a unit that is done."""
         self.done += 1
+        self.work += cost.work
         self.unit_seconds += cost.seconds
         self.cpu_seconds += cost.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)

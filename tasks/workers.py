@@ -64,7 +64,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close while its own thread starts
         self._pool: ProcessPoolExecutor | None = None
         self._leash: Connection | None = None
         self._closed = False
@@ -115,7 +115,7 @@ class Workers:
             pool, self._pool = self._pool, None
             self._drop_leash()
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         with self._lock:
@@ -157,7 +157,7 @@ class Workers:
 
 
 _shared: dict[int, Workers] = {}
-_shared_lock = threading.Lock()
+_shared_lock = threading.RLock()
 
 
 def workers(count: int) -> Workers:

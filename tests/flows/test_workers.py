@@ -58,6 +58,14 @@ def test_an_error_of_the_unit_arrives_unchanged(pool):
         pool.run(os.stat, "/nowhere")
 
 
+def test_what_a_unit_reports_arrives_in_order_in_the_calling_thread(pool):
+    heard = []
+    measured = pool.run(_count, 3, report=lambda message: heard.append((message, threading.current_thread())))
+    assert measured.value == 3
+    assert [message for message, _ in heard] == [0, 1, 2]
+    assert {thread for _, thread in heard} == {threading.current_thread()}
+
+
 def test_a_dead_worker_is_replaced_and_the_unit_done_again(pool, tmp_path):
     flag = tmp_path / "died"
     assert pool.run(_die_once, str(flag)).value == "done"
@@ -117,6 +125,13 @@ def _die_once(flag: str) -> str:
         Path(flag).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return "done"
+
+
+def _count(number: int, progress) -> int:
+    for index in range(number):
+        progress(index)
+        time.sleep(0.2)
+    return number
 
 
 def _modules() -> list[str]:
