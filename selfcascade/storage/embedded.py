@@ -29,8 +29,8 @@ from selfcascade.storage.errors import StoreError, StoreFull, StoreUnreachable
 START_SECONDS = 60.0
 """Longest wait for a server that is starting; replaying a large folder after a crash takes some seconds."""
 LAUNCHES = 3
-FULL_BYTES = 64 * 2**20
-"""With less than this free on its disk the server takes no more data."""
+FULL_BYTES, FULL_SHARE = 64 * 2**20, 0.02
+"""With less free than this, or than this share of the disk, a write that failed failed for want of room: SeaweedFS keeps 1 % free."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ def check_room(folder: Path) -> None:
     Raises:
         StoreFull: the disk under the data folder is full.
     """
-    free = shutil.disk_usage(folder).free
-    if free < FULL_BYTES:
+    disk = shutil.disk_usage(folder)
+    if disk.free < max(FULL_BYTES, FULL_SHARE * disk.total):
         raise StoreFull(
-            f"the disk of the embedded store {folder} is full ({free // 2**20} MiB free); free space, run `selfcascade store gc`, or move store.folder"
+            f"the disk of the embedded store {folder} is full ({disk.free // 2**20} MiB free); free space, run `selfcascade store gc`, or move store.folder"
         )
 
 

@@ -577,7 +577,7 @@ def test_a_killed_removal_is_finished_by_running_it_again(store, moment):
 
 def test_a_sample_that_nobody_has_is_said(store):
     dataset(store, 256)
-    with pytest.raises(NotFound, match="no dataset and no samples .* hold yak"):
+    with pytest.raises(NotFound, match=r"no dataset and no samples .* hold yak"):
         plan_purge(store, ["yak"])
     assert list(store.list("purged/")) == []
 
