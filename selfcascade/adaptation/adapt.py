@@ -237,7 +237,7 @@ class _Report:
 
 def _put_preview(store: Store, plan: AdaptationPlan, previewer: Previewer, trainer: Trainer) -> str:
     key = _preview_key(plan, f"step-{trainer.step:06d}.png")
-    pictures = {"tuning-free": previewer.cascade(None), f"step {trainer.step}": previewer.cascade(trainer.averaged())}
+    pictures = {"tuning-free": previewer.untuned(), f"step {trainer.step}": previewer.tuned(trainer.averaged())}
     store.put_cache(key, preview_sheet(pictures, previewer.specs, size=trainer.settings.size))
     return key
 

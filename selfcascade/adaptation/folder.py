@@ -40,7 +40,7 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
     log = pq.read_table(io.BytesIO(artifact.read("loss.parquet"))).to_pylist()
     names = ["config.json", WEIGHTS, "loss.parquet"]
     if previewer.specs:
-        pictures = {"base": previewer.base(), "tuning-free": previewer.cascade(None), "tuned": previewer.cascade(adopted)}
+        pictures = {"base": previewer.base(), "tuning-free": previewer.untuned(), "tuned": previewer.tuned(adopted)}
         for spec, picture in zip(previewer.specs, pictures["tuned"], strict=True):
             names.append(f"previews/{spec.key}.png")
             artifact.put(names[-1], _png(picture))

@@ -40,20 +40,27 @@ class Previewer:
         self.specs = list(specs)
         self.settings = settings
         self._pivots: list[torch.Tensor] = []
+        self._untuned: list[Picture] = []
 
     def base(self) -> list[Picture]:
         """What the base draws, at its own size."""
         return [_picture(decode(self.pipe.vae, pivot)) for pivot in self._bases()]
 
-    def cascade(self, upsampler: FeatureUpsampler | None) -> list[Picture]:
-        """What the cascade makes of the base's pictures: tuned by ``upsampler``, or tuning-free."""
-        pipe = SelfCascadePipeline.from_pipe(self.pipe, upsampler=upsampler)
+    def untuned(self) -> list[Picture]:
+        """What the tuning-free cascade makes of the base's pictures."""
+        if not self._untuned:
+            self._untuned = self._draw(self.pipe)
+        return self._untuned
+
+    def tuned(self, upsampler: FeatureUpsampler) -> list[Picture]:
+        """What the cascade makes of them with ``upsampler``."""
+        return self._draw(SelfCascadePipeline.from_pipe(self.pipe, upsampler=upsampler))
+
+    def _draw(self, pipe: SelfCascadePipeline) -> list[Picture]:
         pipe.set_progress_bar_config(disable=True)
         size = self.settings.size
-        return [
-            _picture(decode(pipe.vae, self._sample(pipe, spec, height=size, width=size, pivot=pivot)))
-            for spec, pivot in zip(self.specs, self._bases(), strict=True)
-        ]
+        latents = [self._sample(pipe, spec, height=size, width=size, pivot=pivot) for spec, pivot in zip(self.specs, self._bases(), strict=True)]
+        return [_picture(decode(pipe.vae, latent)) for latent in latents]
 
     def _bases(self) -> list[torch.Tensor]:
         if not self._pivots:

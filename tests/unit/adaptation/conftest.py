@@ -7,17 +7,16 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_run import SIDE, tiny_settings
 
 from selfcascade.config import AdaptationSettings, CurationSettings, FolderSource, StoreSettings
 from selfcascade.curation.curate import curate
 from selfcascade.storage import Store
-
-import models
-from tiny_run import SIDE, tiny_settings
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (30, 160, 60)}
 

@@ -38,7 +38,7 @@ def never() -> Encoder:
 
 
 def test_cached_equals_uncached(world: Store, dataset: Artifact, recipe: Recipe, encoder: Encoder) -> None:
-    """For each train and tune sample, in any order, the batch holds bit for bit what encoding its picture and caption now gives; the test split is not there."""
+    """For each train and tune sample, in any order, the batch is bit for bit what encoding picture and caption now gives; the test split is not there."""
     cache = LatentCache.open(world, dataset, recipe, lambda: encoder)
     samples = {sample.key: sample for sample in read_samples(dataset)}
     keys = [key for key in reversed(samples) if samples[key].split != "test"]

@@ -78,7 +78,7 @@ def test_loss_decreases_on_one_fixed_batch(upsampler: UpsamplerSettings) -> None
 
 @pytest.mark.parametrize("upsampler", [A, C], ids=["A", "C"])
 def test_interrupted_equals_uninterrupted(latents: LatentCache, upsampler: UpsamplerSettings) -> None:
-    """Stopped after the first step or the third and restored into fresh objects, with torch's own generator disturbed, training ends with the very same state."""
+    """Restored into fresh objects after the first step or the third, with torch's own generator disturbed, training ends with the same state."""
     settings = tiny_settings("b", upsampler=upsampler, steps=4)
     whole = tiny_trainer(latents, settings)
     saved = []

@@ -17,12 +17,12 @@ from selfcascade.config import AdaptationSettings, ComputeSettings, UpsamplerSet
 SIDE = 128
 
 
-def tiny_settings(base: Path | str, **changes: object) -> AdaptationSettings:
+def tiny_settings(folder: Path | str, **changes: object) -> AdaptationSettings:
     """Settings of a run of six steps, changed by ``changes``."""
     defaults: dict[str, object] = {
         "name": "tiny",
         "dataset": "datasets/pictures",
-        "base": str(base),
+        "base": str(folder),
         "size": SIDE,
         "upsampler": UpsamplerSettings(),
         "steps": 6,
@@ -30,7 +30,7 @@ def tiny_settings(base: Path | str, **changes: object) -> AdaptationSettings:
         "lr": 1e-2,
         "warmup": 2,
         "ema": 0.9,
-        "previews": 1,
+        "previews": 0,
         "checkpoint_steps": 2,
         "preview_steps": 4,
         "log_steps": 1,

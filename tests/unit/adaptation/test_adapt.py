@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tiny_run import SIDE, tiny_settings
+
+from selfcascade import SelfCascadePipeline
+from selfcascade.adaptation.adapt import TrainingStep, adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.checkpoint import newest_step
+from selfcascade.adaptation.trainer import Diverged, Trainer
+from selfcascade.cascade.upsampler import load_upsampler
+from selfcascade.config import AdaptationSettings, ComputeSettings, CurationSettings, FolderSource, StoreSettings, UpsamplerSettings
+from selfcascade.curation.curate import curate
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Artifact, Store, resolve
+
+FILES = {"README.md", "config.json", "diffusion_pytorch_model.safetensors", "loss.parquet", "previews/sheet.png"}
+
+
+def bytes_of(store: Store, settings: AdaptationSettings) -> bytes:
+    """The manifest of the published upsampler: it holds the SHA-256 of every object."""
+    return store.read(resolve(store, f"upsamplers/{settings.name}").ref.prefix + "/manifest.json")
+
+
+def test_the_folder_holds_what_others_read(world: Store, tiny_base: Path) -> None:
+    """diffusers loads the upsampler and the pipeline takes it; the table has every step, the card names base and data; nothing tells the machine."""
+    settings = tiny_settings(tiny_base, name="seen", previews=1)
+    steps: list[TrainingStep] = []
+    ref = adapt(settings, world, progress=steps.append)
+    artifact = resolve(world, "upsamplers/seen")
+    dataset = resolve(world, "datasets/pictures")
+    names = {entry.key for entry in artifact.manifest().objects}
+    assert artifact.ref == ref
+    assert names > FILES
+    assert len(names - FILES) == settings.previews
+    assert set(artifact.manifest().inputs) == {"dataset", "base"}
+    assert artifact.manifest().inputs["dataset"] == dataset.ref.version
+    assert artifact.manifest().counts["steps"] == 6
+
+    upsampler = load_upsampler(str(ref.uri), world)
+    assert sum(p.detach().abs().sum().item() for name, p in upsampler.named_parameters() if "conv2" in name) > 0
+    pipe = SelfCascadePipeline.from_pretrained(settings.base, upsampler=upsampler)
+    assert pipe("a red cat", SIDE, SIDE, num_inference_steps=2, output_type="pt").images.shape == (1, 3, SIDE, SIDE)
+
+    table = pq.read_table(io.BytesIO(artifact.read("loss.parquet")))
+    assert table.column_names == ["step", "loss", "lr", "grad_norm"]
+    assert table["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
+    assert table["lr"].to_pylist() == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
+    with Image.open(io.BytesIO(artifact.read("previews/sheet.png"))) as sheet:
+        assert sheet.width > 3 * SIDE
+
+    card = artifact.read("README.md").decode()
+    for told in (upsampler.config.base, str(dataset.ref), "| steps | loss | learning rate |", "| 6 to 6 |", "own licence applies", "previews/sheet.png"):
+        assert told in card
+    text = card + artifact.read("config.json").decode()
+    assert str(Path(settings.base).parent) not in text
+    assert os.uname().nodename not in text
+
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.step for step in steps if step.preview is not None] == [4]
+    assert list(world.list(f"cache/checkpoints/{ref.version}")) == []
+    assert list(world.list(f"cache/previews/{ref.version}")) == []
+
+
+def test_run_again_does_nothing(world: Store, settings: AdaptationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same settings find the same artifact published, without a step of training or an encoded shard."""
+    ref = adapt(settings, world)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("trained again"))
+    plan = plan_adaptation(settings, world)
+    assert (plan.published, plan.todo, plan.ref) == (True, (), ref)
+    assert adapt(settings, world) == ref
+
+
+def test_two_equal_runs_write_equal_manifests(fresh: Callable[[], Store], tiny_base: Path) -> None:
+    """In two empty stores, with other checkpoints, previews and log intervals, and in the second store interrupted by hand: every byte is equal."""
+    settings = tiny_settings(tiny_base, upsampler=UpsamplerSettings(variant="C"), previews=1, preview_steps=100)
+    first = fresh()
+    adapt(settings, first)
+    second = fresh()
+    other = settings.model_copy(update={"checkpoint_steps": 1, "preview_steps": 3, "log_steps": 3})
+    with pytest.raises(KeyboardInterrupt):
+        adapt(other, second, progress=_interrupt_at(3))
+    assert newest_step(second, plan_adaptation(settings, second).ref.version) == 3
+    adapt(other, second)
+    assert bytes_of(second, settings) == bytes_of(first, settings)
+
+
+def _interrupt_at(step: int) -> Callable[[TrainingStep], None]:
+    def progress(report: TrainingStep) -> None:
+        if report.step >= step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+KILLED = """
+import json, os, signal, sys
+from selfcascade.adaptation import adapt as stage
+from selfcascade.adaptation.trainer import Trainer
+from selfcascade.config import AdaptationSettings, StoreSettings
+from selfcascade.storage import Artifact, Store
+
+settings, store, moment, number = json.loads(sys.argv[1])
+target, name = {"step": (Trainer, "advance"), "checkpoint": (Store, "put_cache"), "object": (Artifact, "put")}[moment]
+inner, calls = getattr(target, name), [0]
+
+def counted(self, *args):
+    result = inner(self, *args)
+    if moment != "checkpoint" or "checkpoints/" in args[0]:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(target, name, counted)
+stage.adapt(AdaptationSettings(**settings), Store.open(StoreSettings(**store)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "reached"),
+    [
+        pytest.param("step", 3, 2, id="between two checkpoints"),
+        pytest.param("checkpoint", 2, 4, id="before old checkpoints go", marks=pytest.mark.full),
+        pytest.param("object", 2, 6, id="between two objects of the folder", marks=pytest.mark.full),
+    ],
+)
+def test_a_killed_run_leaves_the_same_bytes(fresh: Callable[[], Store], tiny_base: Path, moment: str, number: int, reached: int) -> None:
+    """SIGKILL, then the same command again: it goes on from the last checkpoint and every object has the SHA-256 of an undisturbed run."""
+    settings = tiny_settings(tiny_base)
+    whole, killed = fresh(), fresh()
+    adapt(settings, whole)
+    arguments = json.dumps([json.loads(settings.model_dump_json()), json.loads(killed.settings.model_dump_json()), moment, number])
+    run = subprocess.run([sys.executable, "-c", KILLED, arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert newest_step(killed, plan_adaptation(settings, killed).ref.version) == reached
+    adapt(settings, killed)
+    assert bytes_of(killed, settings) == bytes_of(whole, settings)
+
+
+def test_units_make_the_latents_side_by_side(fresh: Callable[[], Store], settings: AdaptationSettings) -> None:
+    """The plan lists a unit a shard and one for the training; a unit done twice is done once; training finds them and encodes nothing."""
+    store = fresh()
+    plan = plan_adaptation(settings, store)
+    assert (plan.units, plan.todo, plan.shards_todo, plan.training_todo) == (3, (0, 1, 2), (0, 1), True)
+    for unit in (1, 1, 0):
+        encode_unit(settings, store, plan, unit)
+    plan = plan_adaptation(settings, store)
+    assert (plan.todo, plan.shards_todo) == ((2,), ())
+    with Artifact(store, plan.ref).writing():
+        with pytest.raises(SettingsError, match="is trained to step 0 of 6; run `selfcascade adapt` again"):
+            publish_adaptation(settings, store, plan)
+        assert train_upsampler(settings, store, plan) == 6
+        assert train_upsampler(settings, store, plan) == 0
+        plan = plan_adaptation(settings, store)
+        assert (plan.todo, plan.training_todo, plan.step, plan.published) == ((), False, 6, False)
+        assert publish_adaptation(settings, store, plan) == plan.ref
+    assert plan_adaptation(settings, store).published
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(fresh: Callable[[], Store], settings: AdaptationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that become NaN after step 4 stop the run at step 5; the checkpoint of step 4 is there, and without the defect the run ends from it."""
+    store = fresh()
+    inner = Trainer.advance
+
+    def poisoned(self: Trainer) -> None:
+        if self.step == 4:
+            with torch.no_grad():
+                next(self.upsampler.parameters()).fill_(float("nan"))
+        inner(self)
+
+    monkeypatch.setattr(Trainer, "advance", poisoned)
+    with pytest.raises(Diverged, match="stopped at step 5"):
+        adapt(settings, store)
+    monkeypatch.undo()
+    plan = plan_adaptation(settings, store)
+    assert plan.step == 4
+    assert train_upsampler(settings, store, plan) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": "no-such-base"}, r"base 'no-such-base' is neither shipped"),
+        ({"dataset": "datasets/none"}, r"nothing is published as datasets/none"),
+        ({"batch": 400}, r"datasets/pictures@\w+ has \d+ pictures in its train split but adaptation\.batch=400"),
+        ({"size": 256}, r"pictures of datasets/pictures@\w+ have 128 pixels a side, less than adaptation\.size=256; lower it, or curate"),
+        ({"size": 64}, r"adaptation\.size=64 must be a multiple of 64 and above 64, the own size of base tiny; try 128"),
+        ({"size": 120}, r"adaptation\.size=120 must be a multiple of 64"),
+        ({"compute": ComputeSettings(dtype="float16")}, r"compute\.dtype=float16 has too small a range for gradients; use bfloat16"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_when_it_is_planned(world: Store, tiny_base: Path, changes: dict[str, object], message: str) -> None:
+    """One line that names the setting and the way out, before anything is written."""
+    before = {info.key for info in world.list("")}
+    with pytest.raises(SettingsError, match=message) as error:
+        plan_adaptation(tiny_settings(tiny_base, **changes), world)
+    assert "\n" not in str(error.value)
+    assert {info.key for info in world.list("")} == before
+
+
+def test_a_dataset_without_captions_is_refused(store: Store, tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    for picture in sorted(pictures.glob("*.png"))[:12]:
+        (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    curation = CurationSettings(name="silent", source=FolderSource(path=tmp_path), size=SIDE, tune=0.1, test=0.1)
+    curate(curation.model_copy(update={"filters": curation.filters.model_copy(update={"min_side": 32, "min_caption_chars": 0})}), store)
+    with pytest.raises(SettingsError, match=r"datasets/silent@\w+ has no captions; adaptation needs them"):
+        plan_adaptation(tiny_settings(tiny_base, dataset="datasets/silent"), store)
+
+
+def test_a_base_that_changed_since_the_plan_is_refused(world: Store, tiny_base: Path, tmp_path: Path) -> None:
+    """A worker that finds another base than was planned stops instead of mixing two."""
+    copy = tmp_path / "tiny"
+    subprocess.run(["cp", "-r", str(tiny_base), str(copy)], check=True)
+    settings = tiny_settings(copy)
+    plan = plan_adaptation(settings, world)
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    (copy / "unet" / "config.json").write_text(json.dumps(config | {"norm_eps": 1e-4}))
+    with pytest.raises(SettingsError, match="when the run was planned; run the command again"):
+        encode_unit(settings, world, plan, 0)
+
+
+def test_exhausted_memory_is_one_line(world: Store, settings: AdaptationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises when an allocation fails names the batch and the size."""
+    monkeypatch.setattr(Trainer, "advance", lambda self: torch.empty(2**60))
+    with pytest.raises(SettingsError, match=r"out of memory with adaptation\.batch=4 at size 128; lower it"):
+        train_upsampler(settings.model_copy(update={"seed": 77}), world, plan_adaptation(settings.model_copy(update={"seed": 77}), world))
+
+
+@pytest.fixture
+def fresh(weed: Path, curation: CurationSettings, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Makes stores that hold the dataset and nothing else."""
+    stores: list[Store] = []
+
+    def make() -> Store:
+        store = Store.open(StoreSettings(folder=weed, bucket="tests", prefix=f"f-{tmp_path.name}-{len(stores)}".replace("_", "-")))
+        stores.append(store)
+        curate(curation.model_copy(update={"filters": curation.filters.model_copy(update={"min_side": 32})}), store)
+        return store
+
+    yield make
+    for store in stores:
+        store.close()
