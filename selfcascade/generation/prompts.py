@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfcascade.config import PromptSettings
+from selfcascade.curation.reading import read_table
 from selfcascade.settings import SettingsError, digest_of
-from selfcascade.storage import Artifact, Store, resolve
+from selfcascade.storage import Store, resolve
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _WORD = re.compile(r"[^\W_]+")
@@ -45,7 +46,8 @@ def load_prompts(settings: PromptSettings, store: Store) -> tuple[Prompt, ...]:
         found, origin = read_prompt_file(settings.file), f"prompt file {settings.file}"
     elif settings.dataset is not None:
         artifact = resolve(store, settings.dataset, "datasets")
-        found = prompts_of_rows(_rows(artifact), split=settings.split, known_words=settings.known_words)
+        rows = read_table(artifact).select(["key", "caption", "split", "kept"]).to_pylist()
+        found = prompts_of_rows(rows, split=settings.split, known_words=settings.known_words)
         origin = f"split {settings.split!r} of {artifact.ref}" + (", known words only" if settings.known_words else "")
         if not found:
             raise SettingsError(f"{origin}: no prompt is left; choose another prompts.split, or set prompts.known_words to false")
@@ -227,10 +229,3 @@ def _with_ids(drafts: list[tuple[int, Prompt]]) -> tuple[Prompt, ...]:
 
 def _canonical(prompt: Prompt) -> tuple[str, bool, str, int]:
     return prompt.text, prompt.negative_prompt is not None, prompt.negative_prompt or "", -1 if prompt.seed is None else prompt.seed
-
-
-def _rows(artifact: Artifact) -> Iterator[dict[str, Any]]:
-    """Rows of the tables of a dataset's shards, read and verified one shard at a time."""
-    for entry in sorted(artifact.manifest().objects, key=lambda entry: entry.key):
-        if entry.key.endswith(".parquet"):
-            yield from pq.read_table(io.BytesIO(artifact.read(entry.key)), columns=["key", "caption", "split", "kept"]).to_pylist()

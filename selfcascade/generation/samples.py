@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from selfcascade.curation.shards import add_member, png_bytes, read_tar
 from selfcascade.generation.seeds import SampleSpec
 from selfcascade.settings import canonical_json
-from selfcascade.storage import Artifact, IntegrityError
+from selfcascade.storage import Artifact
 
 SCHEMA = pa.schema(
     [
@@ -64,13 +63,6 @@ class Sample:
         return self.spec.seed
 
 
-def png_bytes(image: NDArray[np.uint8]) -> bytes:
-    """PNG of an (H, W, 3) picture: no clock, no text chunk, fixed compression, so equal pixels give equal bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
-
-
 def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings: str) -> int:
     """Tar at ``path`` with ``<key>.json`` and ``<key>.png`` of every sample, in the order given; WebDataset reads it. Returns how many there are.
 
@@ -81,7 +73,7 @@ def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings:
         settings: digest of the settings.
     """
     count = 0
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             height, width, _ = sample.image.shape
             spec = sample.spec
@@ -97,15 +89,15 @@ def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings:
                 "method": method,
                 "settings": settings,
             }
-            _add(tar, f"{spec.key}.json", canonical_json(fields))
-            _add(tar, f"{spec.key}.png", png_bytes(sample.image))
+            add_member(tar, f"{spec.key}.json", canonical_json(fields))
+            add_member(tar, f"{spec.key}.png", png_bytes(Image.fromarray(sample.image)))
             count += 1
     return count
 
 
 def shard_table(path: Path) -> bytes:
     """Parquet table of the tar at ``path``, one row a picture in the order of the tar: a function of the tar's bytes alone."""
-    rows = [fields | {"sha256": hashlib.sha256(png).hexdigest()} for fields, png in _members(path)]
+    rows = [fields | {"sha256": hashlib.sha256(png).hexdigest()} for fields, png in read_tar(path)]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
@@ -118,43 +110,23 @@ def read_generated(artifact: Artifact) -> Iterator[Sample]:
         NotFound: the artifact is not published.
         IntegrityError: an object does not match its manifest; names it.
     """
-    keys = sorted(entry.key for entry in artifact.manifest().objects if entry.key.endswith(".tar"))
-    with tempfile.TemporaryDirectory() as folder:
-        for key in keys:
+    with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
+        for key in _shards(artifact, ".tar"):
             path = Path(folder, "shard.tar")
             artifact.download(key, path)
-            for fields, png in _members(path):
+            for fields, png in read_tar(path):
                 spec = SampleSpec(**{name: fields[name] for name in SampleSpec.__slots__})
                 with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-                    yield Sample(spec=spec, image=np.asarray(picture.convert("RGB")))
+                    yield Sample(spec=spec, image=np.array(picture.convert("RGB")))
 
 
 def read_table(artifact: Artifact) -> pa.Table:
     """All rows of a published artifact in key order, without its pictures. Raises as :func:`read_generated`."""
-    keys = sorted(entry.key for entry in artifact.manifest().objects if entry.key.endswith(".parquet"))
-    tables = [pq.read_table(io.BytesIO(artifact.read(key)), schema=SCHEMA) for key in keys]
+    tables = [pq.read_table(io.BytesIO(artifact.read(key)), schema=SCHEMA) for key in _shards(artifact, ".parquet")]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the names of user and group empty
-    info.size = len(data)
-    info.mode = 0o644
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _members(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Metadata and PNG of each sample; the metadata comes first in the tar, as its name sorts before."""
-    with tarfile.open(path, "r:") as tar:
-        waiting: dict[str, Any] = {}
-        for info in tar:
-            stem, _, kind = info.name.rpartition(".")
-            file = tar.extractfile(info)
-            if file is None:
-                raise IntegrityError(f"{path.name}: {info.name} is no file")
-            if kind == "json":
-                waiting = json.loads(file.read())
-            elif kind == "png":
-                if waiting.get("key") != stem:
-                    raise IntegrityError(f"{path.name}: {info.name} has no metadata before it")
-                yield waiting, file.read()
+def _shards(artifact: Artifact, extension: str) -> list[str]:
+    """Objects by the number of their shard: names of more than five digits do not sort as text."""
+    keys = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(extension)]
+    return sorted(keys, key=lambda key: int(key.removesuffix(extension)))

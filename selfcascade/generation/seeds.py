@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from selfcascade.generation.prompts import Prompt
 from selfcascade.settings import digest_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ def sample_generator(seed: int) -> torch.Generator:
 
     Torch's CPU generator is a Mersenne twister that takes the low 32 bits of a seed: samples whose seeds agree there share their noise.
     """
+    import torch  # planning needs the specs alone
+
     return torch.Generator("cpu").manual_seed(seed)
 
 

@@ -1,0 +1,204 @@
+"""Generation as units of work: a chunk of samples is one unit and one shard, and an artifact holds them all."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import Field
+
+from selfcascade.bases import HUB_ID, ResolvedBase, names_artifact, resolve_base
+from selfcascade.config import CascadeSettings, GenerationSettings, Method
+from selfcascade.curation.shards import table_name, tar_name
+from selfcascade.generation.prompts import load_prompts, prompts_version
+from selfcascade.generation.samples import shard_table, write_shard
+from selfcascade.generation.seeds import SampleSpec, sample_specs
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, entry_of, resolve
+
+_UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
+    {
+        "base": ("start", "upscale", "t_min", "strength"),
+        "lanczos": ("start", "upscale", "t_min", "strength"),
+        "direct": ("start", "upscale", "t_min", "strength"),
+        "tuning-free": ("t_min", "strength"),
+        "tuned": (),
+    }
+)
+"""Settings of the cascade that a method does not look at."""
+
+
+class GenerationPlan(Plan):
+    """Which samples there are, in which chunks, from which versions of base, upsampler and prompts."""
+
+    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler")
+    base: str = Field(description="the base as a worker finds it again, at a fixed version where it is an artifact")
+    upsampler: str | None = Field(description="the same of the upsampler")
+    chunks: dict[int, tuple[SampleSpec, ...]] = Field(description="samples of each unit, in key order")
+
+    def only(self, index: int) -> GenerationPlan:
+        """The plan as one unit needs it: a small record, where the whole may hold tens of thousands of prompts."""
+        return self.model_copy(update={"chunks": {index: self.chunks[index]}})
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What a unit did and what it cost; goes to the run's record, never into the artifact."""
+
+    count: int
+    """Samples that were made: 0 where the shard was there already."""
+    seconds: float
+    peak_mb: float
+    """Largest memory in MiB: of the CUDA device where there is one, else resident memory of the process so far."""
+
+
+def relevant(settings: GenerationSettings) -> GenerationSettings:
+    """Settings in which whatever the method does not look at has its default, so that a sweep over ``start`` does not sample the base again."""
+    defaults = CascadeSettings()
+    unused = {name: getattr(defaults, name) for name in _UNUSED[settings.method]}
+    return settings.model_copy(update={"cascade": settings.cascade.model_copy(update=unused)})
+
+
+def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPlan:
+    """Find the inputs and lay out the chunks. Writes nothing and loads no weights but the upsampler's.
+
+    Raises:
+        SettingsError: no prompts, a bad prompt file, no such base or upsampler, an upsampler of another base, or a size that the base cannot make.
+    """
+    base, base_reference = _find_base(settings, store)
+    prompts = load_prompts(settings.prompts, store)
+    inputs = {"base": str(base), "prompts": prompts_version(prompts)}
+    upsampler = None
+    if settings.method == "tuned":
+        upsampler, inputs["upsampler"] = _find_upsampler(settings, store)
+    artifact = _artifact(settings, store, inputs)
+    published = artifact.published()
+    if not published:
+        _check(settings, store, base, upsampler)
+    specs = sample_specs(prompts, run_seed=settings.seed, per_prompt=settings.prompts.per_prompt, negative_prompt=settings.negative_prompt)
+    chunks = {start // settings.chunk: specs[start : start + settings.chunk] for start in range(0, len(specs), settings.chunk)}
+    there = artifact.existing()
+    done = tuple(index for index in chunks if table_name(index) in there)
+    todo = tuple(index for index in chunks if table_name(index) not in there)
+    return GenerationPlan(
+        artifact_ref=artifact.ref,
+        published=published,
+        units=len(chunks),
+        done=done,
+        todo=todo,
+        bytes_planned=sum(len(chunks[index]) for index in todo) * settings.cascade.height * settings.cascade.width * 3,
+        inputs=inputs,
+        base=base_reference,
+        upsampler=upsampler,
+        chunks=chunks,
+    )
+
+
+def generate_unit(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str = "auto") -> UnitReport:
+    """Sample one chunk and store its shard. A shard that is there is not touched, and whatever is missing of it is made from what is there.
+
+    Args:
+        settings: those of the plan.
+        store: of the plan.
+        plan: from :func:`plan_generation`, whole or :meth:`~GenerationPlan.only` this unit.
+        index: of the unit.
+        device: torch device, or "auto".
+
+    Raises:
+        OutOfMemory: a batch does not fit the device; names the settings to lower.
+        SettingsError: base or upsampler do not load.
+    """
+    started = time.perf_counter()
+    artifact = _artifact(settings, store, plan.inputs)
+    if artifact.ref != plan.ref:
+        raise ValueError(f"settings lead to {artifact.ref}, the plan to {plan.ref}")
+    if artifact.has(table_name(index)):
+        return UnitReport(0, time.perf_counter() - started, _peak_mb())
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
+        path = Path(folder, tar_name(index))
+        if artifact.has(tar_name(index)):
+            artifact.download(tar_name(index), path)
+        else:
+            count = _sample(settings, store, plan, index, device, path)
+            if artifact.put(tar_name(index), path).sha256 != entry_of(tar_name(index), path).sha256:
+                artifact.download(tar_name(index), path)  # another run was first: its bytes are the artifact's
+        artifact.put(table_name(index), shard_table(path))
+    return UnitReport(count, time.perf_counter() - started, _peak_mb())
+
+
+def publish_generation(settings: GenerationSettings, store: Store, plan: GenerationPlan) -> ArtifactRef:
+    """Commit the artifact once every unit is done.
+
+    Raises:
+        NotFound: a shard is missing; names it.
+    """
+    names = [name(index) for index in range(plan.units) for name in (tar_name, table_name)]
+    specs = [spec for chunk in plan.chunks.values() for spec in chunk]
+    counts = {"samples": len(specs), "prompts": len({spec.prompt_id for spec in specs}), "shards": plan.units, "method": settings.method}
+    return _artifact(settings, store, plan.inputs).publish(counts=counts, objects=names)
+
+
+def _artifact(settings: GenerationSettings, store: Store, inputs: dict[str, str]) -> Artifact:
+    return Artifact.plan(store, "samples", settings.name, relevant(settings), inputs)
+
+
+def _find_base(settings: GenerationSettings, store: Store) -> tuple[ResolvedBase, str]:
+    if names_artifact(settings.base, "bases"):
+        ref = resolve(store, settings.base, "bases").ref
+        reference = f"bases/{ref.name}@{ref.version}"
+        return resolve_base(reference, store), reference
+    return resolve_base(settings.base, store), settings.base
+
+
+def _find_upsampler(settings: GenerationSettings, store: Store) -> tuple[str, str]:
+    """Reference and version of the upsampler."""
+    if settings.upsampler is None:
+        raise SettingsError("method 'tuned' needs an upsampler; set generation.upsampler (upsamplers/NAME, a folder or a hub id), or use method 'tuning-free'")
+    if names_artifact(settings.upsampler, "upsamplers"):
+        ref = resolve(store, settings.upsampler, "upsamplers").ref
+        return f"upsamplers/{ref.name}@{ref.version}", f"{ref.name}@{ref.version}"
+    if not (Path(settings.upsampler).is_dir() or HUB_ID.fullmatch(settings.upsampler)):
+        raise SettingsError(f"upsampler {settings.upsampler!r} is neither an artifact (upsamplers/NAME), nor a folder, nor a hub id (owner/name)")
+    from selfcascade.cascade.upsampler import load_upsampler
+    from selfcascade.generation.models import upsampler_version
+
+    return settings.upsampler, upsampler_version(load_upsampler(settings.upsampler, store))
+
+
+def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None) -> None:
+    """Refuse before the first unit what the first unit would refuse."""
+    from selfcascade.cascade.schedule import stage_sizes
+    from selfcascade.cascade.upsampler import load_upsampler
+    from selfcascade.generation.models import outline
+
+    spec = outline(base)
+    stage_sizes(settings.cascade.height, settings.cascade.width, native=spec.native, step=spec.step)
+    if upsampler is not None:
+        load_upsampler(upsampler, store).check_fits(spec, str(base), f"upsampler {upsampler!r}")
+
+
+def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> int:
+    import torch
+
+    from selfcascade.generation.models import load_pipeline
+    from selfcascade.generation.sampling import samples
+
+    torch.set_num_threads(settings.compute.threads)
+    pipeline = load_pipeline(plan.base, plan.upsampler, store, version=plan.inputs["base"], dtype=settings.compute.dtype, device=device)
+    digest = relevant(settings).digest()
+    return write_shard(path, samples(pipeline, plan.chunks[index], settings, store=store), method=settings.method, settings=digest)
+
+
+def _peak_mb() -> float:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated() / 2**20)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)

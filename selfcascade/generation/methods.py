@@ -1,0 +1,97 @@
+"""The methods that are compared: what each makes of the same prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from selfcascade.baselines import direct
+from selfcascade.cascade.decoding import decode
+from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.config import CascadeSettings, Method
+from selfcascade.generation.seeds import SampleSpec, sample_generator
+
+Pictures = NDArray[np.uint8]
+"""(B, H, W, 3)"""
+Sampler = Callable[[SelfCascadePipeline, Sequence[SampleSpec], CascadeSettings, Tensor | None], Pictures]
+"""Takes a pipeline, the samples of one batch, the cascade's settings and the clean base latents of these samples, if the method builds on them."""
+
+BUILDS_ON_BASE: frozenset[Method] = frozenset({"base", "lanczos", "tuning-free", "tuned"})
+"""Methods whose first stage is the base's own picture: one pass of the base serves them all."""
+
+
+def base_latents(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings) -> Tensor:
+    """Clean latents of the base stage, (B, C, h, w), fp32, scaled: what base, lanczos and both cascades start from."""
+    sizes = pipeline.sizes(cascade.height, cascade.width)
+    return _call(pipeline, specs, cascade, sizes=sizes[:1])
+
+
+def sample_base(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+    """The base's own picture at its native size."""
+    return _decoded(pipeline, _given(bases))
+
+
+def sample_lanczos(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+    """The base's own picture, 8 bits a channel, enlarged to the target by Pillow's Lanczos filter."""
+    size = (cascade.width, cascade.height)
+    pictures = sample_base(pipeline, specs, cascade, bases)
+    return np.stack([np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)) for picture in pictures])
+
+
+def sample_direct(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+    """The target size from noise in a single stage."""
+    latents = direct.sample(pipeline, height=cascade.height, width=cascade.width, output_type="latent", return_dict=False, **_arguments(specs, cascade))[0]
+    return _decoded(pipeline, latents)
+
+
+def sample_cascade(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+    """The stages above the base, tuned where the pipeline holds an upsampler."""
+    pivot = _given(bases)
+    sizes = pipeline.sizes(cascade.height, cascade.width)
+    if len(sizes) == 1:  # the target is the base's own size
+        return _decoded(pipeline, pivot)
+    guided = {"start": cascade.start, "upscale": cascade.upscale, "t_min": cascade.t_min, "strength": cascade.strength}
+    return _decoded(pipeline, _call(pipeline, specs, cascade, sizes=sizes, pivot=pivot, **guided))
+
+
+METHODS: Mapping[Method, Sampler] = MappingProxyType(
+    {"base": sample_base, "lanczos": sample_lanczos, "direct": sample_direct, "tuning-free": sample_cascade, "tuned": sample_cascade}
+)
+
+
+def _call(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, **call: Any) -> Tensor:
+    latents: Tensor = pipeline(**_arguments(specs, cascade), **call, output_type="latent", return_dict=False)[0]
+    return latents
+
+
+def _arguments(specs: Sequence[SampleSpec], cascade: CascadeSettings) -> dict[str, Any]:
+    """What every call is told. A sample's generator is fresh, and gives a stage the same noise whether or not the stages below it are sampled again."""
+    negatives = [spec.negative_prompt for spec in specs]
+    return {
+        "prompt": [spec.prompt for spec in specs],
+        # For SDXL no negative prompt is not the empty one; a batch is all of one kind (sampling.batches_of).
+        "negative_prompt": negatives if any(negatives) else None,
+        "generator": [sample_generator(spec.seed) for spec in specs],
+        "num_inference_steps": cascade.steps,
+        "guidance_scale": cascade.guidance_scale,
+        "eta": cascade.eta,
+    }
+
+
+def _decoded(pipeline: SelfCascadePipeline, latents: Tensor) -> Pictures:
+    """Pictures of latents: 8 bits a channel, rounded to nearest."""
+    pictures = decode(pipeline.vae, latents.to(pipeline.vae.device))
+    return (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _given(bases: Tensor | None) -> Tensor:
+    if bases is None:
+        raise ValueError("this method builds on the base's latents; compute them by base_latents()")
+    return bases

@@ -1,0 +1,98 @@
+"""Bulk sampling: a lazy stream of small records, which a store, a metric or a loop of the user's may consume alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.config import GenerationSettings
+from selfcascade.generation.latents import cached_latents, latents_key
+from selfcascade.generation.methods import BUILDS_ON_BASE, METHODS, base_latents
+from selfcascade.generation.samples import Sample
+from selfcascade.generation.seeds import SampleSpec
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Store
+
+
+class OutOfMemory(SettingsError):
+    """The networks or a batch do not fit the device."""
+
+
+def samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, *, store: Store | None = None) -> Iterator[Sample]:
+    """Sample ``specs`` by ``settings.method``, batch after batch, in their order; nothing runs before the first one is asked for.
+
+    A sample's bytes depend on its spec and, through the order in which kernels sum, on the batch it is in: equal specs give equal bytes, and another batch
+    size gives the same picture to float tolerance.
+
+    Args:
+        pipeline: cascade of ``settings.base``, with an upsampler for method "tuned".
+        specs: of one chunk.
+        settings: method, cascade and batch.
+        store: where the base latents of the chunk are cached; without one they are computed and forgotten.
+
+    Raises:
+        OutOfMemory: a batch does not fit; names the settings to lower.
+        SettingsError: method "tuned" without an upsampler, or a size that the base cannot make.
+    """
+    if settings.method == "tuned" and pipeline.upsampler is None:
+        raise SettingsError("method 'tuned' needs an upsampler; set generation.upsampler, or use method 'tuning-free'")
+    if settings.method == "tuning-free" and pipeline.upsampler is not None:
+        raise SettingsError("method 'tuning-free' is given a pipeline with an upsampler; load it without, or use method 'tuned'")
+    return _samples(pipeline, specs, settings, store)
+
+
+def _samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, store: Store | None) -> Iterator[Sample]:
+    sampler, builds_on_base = METHODS[settings.method], settings.method in BUILDS_ON_BASE
+    batches = list(batches_of(specs, settings.batch))
+    cached = _cached_bases(pipeline, specs, batches, settings, store) if builds_on_base and store is not None else None
+    done = 0
+    for batch in batches:
+        with _inference(settings):
+            bases = cached[done : done + len(batch)] if cached is not None else base_latents(pipeline, batch, settings.cascade) if builds_on_base else None
+            pictures = sampler(pipeline, batch, settings.cascade, bases)
+        for spec, picture in zip(batch, pictures, strict=True):
+            yield Sample(spec=spec, image=picture)
+        done += len(batch)
+
+
+def batches_of(specs: Sequence[SampleSpec], size: int) -> Iterator[Sequence[SampleSpec]]:
+    """Runs of at most ``size`` samples in their order, all with or all without a negative prompt: SDXL tells none from an empty one."""
+    for _, group in groupby(specs, key=lambda spec: bool(spec.negative_prompt)):
+        alike = list(group)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def _cached_bases(
+    pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], batches: Sequence[Sequence[SampleSpec]], settings: GenerationSettings, store: Store
+) -> Tensor:
+    def compute() -> Tensor:
+        with _inference(settings):
+            return torch.cat([base_latents(pipeline, batch, settings.cascade).cpu() for batch in batches])
+
+    return cached_latents(store, latents_key(specs, settings, base=str(pipeline.config.base), device=pipeline.unet.device), compute)
+
+
+@contextmanager
+def _inference(settings: GenerationSettings) -> Iterator[None]:
+    """No autograd, and one line where memory runs out. The batch is not made smaller by itself: sums in another order are other bytes for the same address."""
+    try:
+        with torch.inference_mode():
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory(error):
+            raise
+        cascade = settings.cascade
+        raise OutOfMemory(
+            f"out of memory while sampling {settings.batch} pictures of {cascade.height}x{cascade.width} at once by method {settings.method!r}; lower"
+            f" generation.batch (now {settings.batch}), generation.cascade.height and width, or set generation.compute.dtype to bfloat16"
+        ) from error
+
+
+def _is_memory(error: BaseException) -> bool:
+    """CUDA has an error of its own for it; the CPU's allocator says it in words."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
