@@ -109,7 +109,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         """
         resolved = resolve_base(str(base), store)
         if isinstance(upsampler, str | PathLike):
-            upsampler = load_upsampler(str(upsampler), store).to(torch_dtype)
+            upsampler = load_upsampler(str(upsampler), store, dtype=torch_dtype)
         if upsampler is not None:
             kwargs["upsampler"] = upsampler
         saved_as = cls.load_config(resolved.location).get("base")
@@ -136,10 +136,10 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
                 f"a {type(pipeline).__name__} has no UNet; the cascade needs a UNet2DConditionModel base: SD 1.5, SD 2.1, SDXL, or a small base"
             )
         if isinstance(upsampler, str | PathLike):
-            upsampler = load_upsampler(str(upsampler), store).to(pipeline._execution_device, pipeline.unet.dtype)
+            upsampler = load_upsampler(str(upsampler), store, dtype=pipeline.unet.dtype).to(pipeline._execution_device)
         wanted, optional = cls._get_signature_keys(cls)
         own = {name: pipeline.components[name] for name in wanted if name in pipeline.components}
-        settings = {name: pipeline.config[name] for name in optional if name in pipeline.config}
+        settings = {name: pipeline.config[key] for name in optional for key in (name, f"_{name}") if key in pipeline.config}  # private where it was not its own
         return cls(**own | settings | components | ({} if upsampler is None else {"upsampler": upsampler}))
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -200,17 +200,17 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         """
         return self.levels[level](feature.to(self.dtype), t=t, emb=emb.to(self.dtype), size=size)
 
-    def check_fits(self, spec: BaseSpec, base: str | None, name: str = "this upsampler") -> None:
+    def check_fits(self, spec: BaseSpec, base: str | None) -> None:
         """Refuse a base that the upsampler was not made for.
 
         Args:
             spec: of the base that the pipeline holds.
             base: ``name@version`` of it, where that is known.
-            name: of the upsampler, for the message.
 
         Raises:
             SettingsError: another base, another channel count; names both and the way out.
         """
+        name = f"upsampler {self.config.get('_name_or_path') or ''}".strip()
         if base is not None and self.config.base is not None and base != self.config.base:
             raise SettingsError(
                 f"{name} was trained for base '{_short(self.config.base)}' but the pipeline holds '{_short(base)}'; "
@@ -225,21 +225,24 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
             )
 
 
-def load_upsampler(reference: str, store: Store | None = None) -> FeatureUpsampler:
+def load_upsampler(reference: str, store: Store | None = None, *, dtype: torch.dtype = torch.float32) -> FeatureUpsampler:
     """An upsampler from a folder, a hub id (``owner/name``), or an artifact (``upsamplers/name``, ``upsamplers/name@version``, ``s3://...``); safetensors only.
 
     Args:
         reference: which.
         store: where artifacts are looked up; unset, the store of the default settings is opened for that.
+        dtype: of its weights.
 
     Raises:
         SettingsError: it is not found, or does not load; one line.
     """
     location = str(fetch_artifact(reference, "upsamplers", store)[0]) if names_artifact(reference, "upsamplers") else reference
     try:
-        return cast(FeatureUpsampler, FeatureUpsampler.from_pretrained(location, use_safetensors=True))
+        upsampler: FeatureUpsampler = FeatureUpsampler.from_pretrained(location, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise SettingsError(f"upsampler {reference!r} does not load: {' '.join(str(error).split())[:300]}") from None
+    upsampler.register_to_config(_name_or_path=reference)  # what messages call it: the user's words, not a cache folder
+    return upsampler
 
 
 def count_parameters(**config: object) -> int:

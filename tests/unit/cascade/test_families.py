@@ -39,7 +39,7 @@ def on_meta(config: dict) -> UNet2DConditionModel:
 
 @pytest.mark.parametrize(("config", "parameters", "skips", "last"), [(SD21, 865_910_724, (2, 5, 8, 11), None), (SDXL, 2_567_463_684, (2, 5, 8), "mid_block")])
 def test_the_real_bases_are_tapped_where_the_method_says(config, parameters, skips, last):
-    """At full width, on the meta device: the last skip of each level by its index in the UNet's whole list (method 7.1), the mid block where there are three levels."""
+    """At full width, on the meta device: the last skip of each level by its index among all skips (method 7.1), and the mid block where there are three."""
     unet = on_meta(config)
     spec = spec_of(unet)
     assert sum(parameter.numel() for parameter in unet.parameters()) == parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log, prod
 
 import pytest
@@ -76,7 +77,8 @@ def test_stages_follow_from_the_target(target, native, step, sizes):
 
 @given(data=st.data(), native=st.integers(2, 16), step=st.sampled_from([8, 32, 64]))
 def test_stages_of_any_target(data, native, step):
-    """Every stage fits the latent step and the target, grows, at most about twice; there are ceil(log4(area ratio)) above the base; the base has the native area and the target's aspect."""
+    """Stages fit the latent step and the target, and grow, at most twofold until the last; ceil(log4(area ratio)) of them are above the base, which has the
+    native area and the target's aspect, up to rounding each side to the step."""
     height, width = (step * data.draw(st.integers(1, 100)) for _ in range(2))
     side = native * step
     if height * width < side * side:
@@ -86,12 +88,12 @@ def test_stages_of_any_target(data, native, step):
     sizes = stage_sizes(height, width, native=(side, side), step=step)
     assert sizes[-1] == (height, width)
     assert all(h % step == 0 and w % step == 0 and step <= h <= height and step <= w <= width for h, w in sizes)
-    assert all(a[0] <= b[0] and a[1] <= b[1] and a != b for a, b in zip(sizes, sizes[1:], strict=False))
-    assert all(b[0] <= 2 * a[0] and b[1] <= 2 * a[1] for a, b in zip(sizes[:-1], sizes[1:-1], strict=False))
+    assert all(a[0] <= b[0] and a[1] <= b[1] and a != b for a, b in pairwise(sizes))
+    assert all(b[0] <= 2 * a[0] and b[1] <= 2 * a[1] for a, b in pairwise(sizes[:-1]))
     growths = len(sizes) - 1
     ratio = height * width / side**2
     assert growths <= (0 if ratio == 1 else -(-log(ratio, 4) // 1) + 1e-9)
-    if len(sizes) > 1:  # the base: exact area and aspect, up to rounding of each side to the step
+    if len(sizes) > 1:
         exact = [side * (length / other) ** 0.5 for length, other in ((height, width), (width, height))]
         assert all(abs(length - max(step, goal)) <= step / 2 + 1e-6 or length == step for length, goal in zip(sizes[0], exact, strict=True))
         assert prod(sizes[0]) < prod(sizes[-1])
