@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import models
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -252,3 +253,15 @@ def fresh(weed: Path, curation: CurationSettings, tmp_path: Path) -> Iterator[Ca
     yield make
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sdxl"])
+def test_other_families_adapt_too(world: Store, tmp_path: Path, kind: models.Kind) -> None:
+    """A base in the shape of SD 2.1 or SDXL (pooled text, size ids, an Euler scheduler) trains, publishes and is sampled with what was trained."""
+    base = models.saved_base(tmp_path / kind, kind)
+    settings = tiny_settings(base, name=kind, steps=2, upsampler=UpsamplerSettings(variant="C"))
+    ref = adapt(settings, world)
+    config = json.loads(resolve(world, f"upsamplers/{kind}").read("config.json"))
+    assert (config["size"], config["stage"], config["base"].partition("@")[0]) == ([SIDE, SIDE], 1, kind)
+    pipe = SelfCascadePipeline.from_pretrained(str(base), upsampler=ref.uri, store=world)
+    assert pipe.upsampler.config.base == config["base"]
