@@ -137,7 +137,6 @@ def status(folder: Path) -> Status:
     folder = folder.resolve()
     state = watchdog.read_state(folder)
     running = folder.is_dir() and "pid" in state and _watched(folder)
-    size = sum(path.stat().st_size for path in (folder / "data").rglob("*") if path.is_file()) if folder.is_dir() else 0
     return Status(
         folder=folder,
         running=running,
@@ -145,7 +144,7 @@ def status(folder: Path) -> Status:
         url=f"http://127.0.0.1:{state['ports']['s3']}" if running else None,
         pid=state.get("pid") if running else None,
         users=tuple(watchdog.live_users(folder)) if folder.is_dir() else (),
-        bytes=size,
+        bytes=_size(folder / "data"),
     )
 
 
@@ -174,6 +173,16 @@ def vacuum(folder: Path) -> None:
     with contextlib.closing(connection), contextlib.suppress(OSError):
         connection.request("GET", "/vol/vacuum?garbageThreshold=0.001")
         connection.getresponse().read()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files; those that vanish meanwhile do not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def _prepare(folder: Path) -> None:

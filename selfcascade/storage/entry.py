@@ -50,17 +50,18 @@ class BlockHasher:
     def __init__(self) -> None:
         self.size = 0
         self._whole = hashlib.sha256()
-        self._block = hashlib.sha256()
+        self._block = self._whole  # the first block is the whole so far: small objects are hashed once
         self._blocks: list[str] = []
 
     def update(self, data: bytes | memoryview) -> None:
         """Take the next bytes, any number of them."""
         view = memoryview(data)
-        self._whole.update(view)
         while view:
             room = BLOCK - self.size % BLOCK
             part, view = view[:room], view[room:]
-            self._block.update(part)
+            self._whole.update(part)
+            if self._block is not self._whole:
+                self._block.update(part)
             self.size += len(part)
             if self.size % BLOCK == 0:
                 self._close_block()

@@ -22,6 +22,8 @@ DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expire
 MISSING = {"NoSuchKey", "NotFound", "404"}
 FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "507"}
 UNMET = {"PreconditionFailed", "412"}
+PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "429"}
+ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
 BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
 
@@ -44,7 +46,7 @@ class IntegrityError(StoreError):
 
 
 class StoreUnreachable(StoreError):
-    """Nothing answers at the endpoint, or the answer never comes."""
+    """Nothing answers at the endpoint, or what answers cannot work now: the same call may succeed later."""
 
     transient = True
 
@@ -97,10 +99,12 @@ def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterat
             raise NotFound(f"{what} does not exist in {where}") from None
         if code in DENIED or status == 403:
             raise StoreDenied(f"{where} refuses the credentials for {what} ({code}); check {keys}") from None
+        if code in ELSEWHERE or status == 301:
+            raise StoreError(f"{where} keeps bucket {bucket!r} in another region than the one set; set store.region ({code})") from None
         if code in FULL or status == 507:
             raise StoreFull(f"{where} has no room left for {what}; free space, run `selfcascade store gc`, or choose another store") from None
         message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:200]
-        failure = StoreUnreachable if status >= 500 else StoreError
+        failure = StoreUnreachable if status >= 500 or status == 429 or code in PASSING else StoreError
         raise failure(f"{where} failed on {what}: {code} {message}".rstrip()) from None
     except (NoCredentialsError, PartialCredentialsError):
         raise StoreDenied(f"no credentials for {where}; set {keys}") from None

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from selfcascade.storage.errors import Conflict, StoreUnreachable
@@ -65,7 +65,8 @@ class Lease:
     def release(self) -> None:
         """End the lease now."""
         self._heart.stop()
-        self.store.delete([self.key])
+        with suppress(StoreUnreachable):  # then it ends by age
+            self.store.delete([self.key])
 
     def _write(self) -> None:
         self.store.put_cache(self.key, json.dumps({"prefix": self.prefix}).encode())

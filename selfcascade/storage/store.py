@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import mimetypes
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from selfcascade.config import StoreSettings
 from selfcascade.storage import probe
 from selfcascade.storage.connection import Connection
-from selfcascade.storage.entry import BLOCK, BlockHasher, ObjectEntry, entry_from_metadata, entry_of
+from selfcascade.storage.entry import BLOCK, ObjectEntry, entry_from_metadata, entry_of
 from selfcascade.storage.errors import BucketMissing, Conflict, IntegrityError, NotFound, StoreError, StoreUnreachable
 from selfcascade.storage.multipart import put_parts
 
@@ -133,36 +134,37 @@ class Store:
         return None if found is None else ObjectInfo(key, int(found["ContentLength"]), found["ETag"], found["LastModified"])
 
     def read(self, key: str, *, sha256: str | None = None) -> bytes:
-        """All bytes of an object, checked against ``sha256`` when it is given.
+        """All bytes of an object, checked against ``sha256``, or without it against what its writer recorded on it.
 
         Raises:
             NotFound: there is no such object.
-            IntegrityError: the bytes are not the ones that ``sha256`` names.
+            IntegrityError: the bytes are not the ones that ``sha256`` or the writer named.
         """
         return self.read_tagged(key, sha256=sha256)[0]
 
     def read_tagged(self, key: str, *, sha256: str | None = None) -> tuple[bytes, str]:
         """As :meth:`read`, with the ETag that a compare-and-swap needs."""
-        tag: list[str] = []
-        data = b"".join(self.stream(key, tag=tag))
-        if sha256 is not None:
-            self._compare(key, entry_of(key, data).sha256, sha256)
-        return data, tag[0]
+        found: builtins.list[dict[str, Any]] = []
+        data = b"".join(self.stream(key, found=found))
+        expected = sha256 or _recorded(found[0])
+        if expected is not None:
+            self._compare(key, hashlib.sha256(data).hexdigest(), expected)
+        return data, found[0]["ETag"]
 
-    def stream(self, key: str, *, tag: builtins.list[str] | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, *, found: builtins.list[dict[str, Any]] | None = None) -> Iterator[bytes]:
         """The bytes of an object in chunks of at most 1 MiB, unchecked; a connection that breaks is taken up where it broke.
 
-        ``tag``, when given, receives the ETag.
+        ``found``, when given, receives what the store says of the object.
         """
         self._must_exist(key)
         done, breaks = 0, 0
         resume: dict[str, Any] = {}
         while True:
-            found = self._get(key, resume)
-            if tag is not None:
-                tag[:] = [found["ETag"]]
+            reply = self._get(key, resume)
+            if found is not None:
+                found[:] = [reply]
             try:
-                with self._connection.reading(self._named(key)), closing(found["Body"]) as body:
+                with self._connection.reading(self._named(key)), closing(reply["Body"]) as body:
                     for chunk in body.iter_chunks(CHUNK):
                         done += len(chunk)
                         yield chunk
@@ -171,7 +173,7 @@ class Store:
                 breaks += 1
                 if breaks > BREAKS:
                     raise
-                resume = {"Range": f"bytes={done}-", "IfMatch": found["ETag"]}
+                resume = {"Range": f"bytes={done}-", "IfMatch": reply["ETag"]}
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Stream an object to ``path``, which appears whole and checked or not at all.
@@ -180,15 +182,17 @@ class Store:
             NotFound, IntegrityError: as :meth:`read`.
         """
         part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        hasher = BlockHasher()
+        hasher = hashlib.sha256()
+        found: builtins.list[dict[str, Any]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                for chunk in self.stream(key):
+                for chunk in self.stream(key, found=found):
                     hasher.update(chunk)
                     file.write(chunk)
-            if sha256 is not None:
-                self._compare(key, hasher.entry(key).sha256, sha256)
+            expected = sha256 or _recorded(found[0])
+            if expected is not None:
+                self._compare(key, hasher.hexdigest(), expected)
             part.replace(path)
         except OSError as error:
             raise StoreError(f"cannot write {path} ({error.strerror}); free space or choose another folder") from None
@@ -370,7 +374,7 @@ class Store:
             read = entry_of(key, self.stream(key))
         except NotFound:
             return None
-        recorded = found.get("Metadata", {}).get("sha256")
+        recorded = _recorded(found)
         if recorded is not None:
             self._compare(key, read.sha256, recorded)
         return read
@@ -417,3 +421,9 @@ class Store:
     def _full(self, key: str) -> str:
         prefix = self.settings.prefix.strip("/")
         return f"{prefix}/{key}" if prefix else key
+
+
+def _recorded(found: dict[str, Any]) -> str | None:
+    """SHA-256 that the writer left on an object; None on objects of other tools."""
+    recorded = found.get("Metadata", {}).get("sha256")
+    return recorded if recorded is None else str(recorded)

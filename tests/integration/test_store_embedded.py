@@ -91,6 +91,7 @@ def test_of_processes_that_start_at_once_one_starts_the_server(folder):
         process.communicate(b"\n")
 
 
+@pytest.mark.full
 def test_a_daemon_stays_until_it_is_stopped(folder):
     started = embedded.start(folder)
     assert started.daemon
@@ -107,7 +108,9 @@ def test_a_daemon_stays_until_it_is_stopped(folder):
     assert gone(started.pid)
 
 
-@pytest.mark.parametrize("victims", [["pid"], ["watchdog"], ["pid", "watchdog"]])
+@pytest.mark.parametrize(
+    "victims", [pytest.param(["pid"], marks=pytest.mark.full), pytest.param(["watchdog"], marks=pytest.mark.full), ["pid", "watchdog"]], ids="-".join
+)
 def test_a_killed_server_comes_back_with_everything_that_was_acknowledged(folder, victims):
     """SIGKILL of the server, of its watchdog, of both, right after a write: the user's next calls succeed, on the same data."""
     with Store.open(StoreSettings(folder=folder)) as store:
@@ -212,6 +215,7 @@ def test_without_seaweedfs_the_way_out_is_named(folder, monkeypatch):
         Store.open(StoreSettings(folder=folder))
 
 
+@pytest.mark.full
 def test_a_server_that_does_not_come_up_shows_its_log(folder, tmp_path, monkeypatch):
     fake = tmp_path / "weed"
     fake.write_text("#!/bin/sh\necho 'F0101 fatal error: disk on fire' >&2\nexit 1\n")
