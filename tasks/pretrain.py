@@ -25,11 +25,12 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
     """The optimizer steps that are left of both phases, in a worker process."""
     held = opened(store)
     before = steps_done(settings, held, plan)
-    total = settings.autoencoder.steps + settings.denoiser.steps
+    autoencoder = settings.autoencoder.steps + settings.autoencoder.refine_steps
+    total = autoencoder + settings.denoiser.steps
     with StageProgress("train", settings.name, start=sum(before.values()), total=total, what="steps") as progress:
 
         def report(reached: PretrainingStep) -> None:
-            first = settings.autoencoder.steps if reached.phase == "denoiser" else 0
+            first = autoencoder if reached.phase == "denoiser" else 0
             progress.reach(first + reached.step, note=f"{reached.phase}, loss {reached.loss:.4f}")
 
         measured = workers(execution.workers).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)

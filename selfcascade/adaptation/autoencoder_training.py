@@ -63,8 +63,11 @@ class AutoencoderTraining:
 
     def advance(self) -> float:
         """One optimizer step; returns its loss."""
+        settings = self.settings
         generator = generator_of(self.seed, "autoencoder", self.step)
-        equivariant, whole = (torch.rand(2, generator=generator) < torch.tensor([self.settings.equivariance, 0.25])).tolist()
+        refining = self.step >= settings.steps
+        equivariance, kl = (0.0, 0.1 * settings.kl) if refining else (settings.equivariance, settings.kl)
+        equivariant, whole = (torch.rand(2, generator=generator) < torch.tensor([equivariance, 0.25])).tolist()
         pixels = self._crops(generator, whole=whole or equivariant)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             posterior = self.model.encode(pixels).latent_dist
@@ -73,15 +76,26 @@ class AutoencoderTraining:
             if equivariant:
                 latent, pixels = F.avg_pool2d(latent, 2), F.avg_pool2d(pixels, 2)
             decoded = self.model.decode(latent).sample
-        loss = reconstruction_loss(decoded.float(), pixels, gradient_l1=self.settings.gradient_l1)
-        loss = loss + self.settings.kl * posterior.kl().float().sum() / posterior.mean.numel()
+        loss = reconstruction_loss(decoded.float(), pixels, gradient_l1=settings.gradient_l1)
+        loss = loss + kl * posterior.kl().float().sum() / posterior.mean.numel()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        set_rate(self.optimizer, self.settings.lr * cosine(self.step, self.settings.steps, warmup=100))
+        set_rate(self.optimizer, self._learning_rate())
         self.optimizer.step()
         self.step += 1
         return float(loss.detach())
+
+    @property
+    def steps(self) -> int:
+        """Steps of both cycles."""
+        return self.settings.steps + self.settings.refine_steps
+
+    def _learning_rate(self) -> float:
+        settings = self.settings
+        if self.step < settings.steps:
+            return settings.lr * cosine(self.step, settings.steps, warmup=100)
+        return 0.6 * settings.lr * cosine(self.step - settings.steps, settings.refine_steps, warmup=100)
 
     def _crops(self, generator: torch.Generator, *, whole: bool) -> Tensor:
         """Float (B, 3, side, side) in [-1, 1]: crops of the pictures as they are and of their halves in turn, or whole halves."""

@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 AUTOENCODER = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
 TRAINING_AUTOENCODER, TRAINING = "training/autoencoder.json", "training/base.json"
 """Put first of a phase's results and last of all: the loss logs."""
-LOG_EVERY = 50
-"""Steps that one line of the published loss log stands for."""
+LOG_EVERY = 250
+"""Steps that one number of the published loss log is the mean of."""
+TELL_EVERY = 50
+"""Steps between words to whoever watches."""
 
 Phase = Literal["autoencoder", "denoiser"]
 
@@ -117,14 +119,14 @@ def steps_done(settings: PretrainingSettings, store: Store, plan: PretrainingPla
     newest = newest_step(store, plan.ref.version)
     if 0 not in plan.done:
         return {"autoencoder": newest, "denoiser": 0}
-    return {"autoencoder": settings.autoencoder.steps, "denoiser": settings.denoiser.steps if 1 in plan.done else newest}
+    return {"autoencoder": settings.autoencoder.steps + settings.autoencoder.refine_steps, "denoiser": settings.denoiser.steps if 1 in plan.done else newest}
 
 
 def _train_autoencoder(settings: PretrainingSettings, artifact: Artifact, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None) -> None:
     dtype: torch.dtype = getattr(torch, settings.compute.dtype)
     training = AutoencoderTraining(settings.autoencoder, pictures.train, seed=settings.seed, dtype=dtype)
     checkpoints = CheckpointFolder(artifact.store, version=artifact.ref.version, latents="autoencoder")
-    losses = _run("autoencoder", training, {"model": training.model}, {}, settings.autoencoder.steps, settings.checkpoint_steps, checkpoints, progress)
+    losses = _run("autoencoder", training, {"model": training.model}, {}, training.steps, settings.checkpoint_steps, checkpoints, progress)
     model = training.model.eval()
     fold_statistics(model, encode_all(model, pictures.train[:4096]))
     with TemporaryDirectory(prefix="selfcascade-") as folder:
@@ -214,8 +216,8 @@ def _run(
         losses.append(training.advance())
         if not np.isfinite(losses[-1]):
             raise Diverged(f"pretraining: the loss of the {phase} is {losses[-1]} at step {training.step}; lower pretraining.{phase}.lr or use dtype float32")
-        if training.step % LOG_EVERY == 0 and progress is not None:
-            progress(PretrainingStep(phase, training.step, steps, float(np.mean(losses[-LOG_EVERY:]))))
+        if training.step % TELL_EVERY == 0 and progress is not None:
+            progress(PretrainingStep(phase, training.step, steps, float(np.mean(losses[-TELL_EVERY:]))))
         if training.step % every == 0 or training.step == steps:
             checkpoints.save(training.step, tensors | _optimizer_tensors(training.optimizer), {"losses": losses})
     return [round(float(np.mean(losses[start : start + LOG_EVERY])), 5) for start in range(0, len(losses), LOG_EVERY)]
