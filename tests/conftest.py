@@ -18,10 +18,11 @@ for _name in [name for name in os.environ if name.startswith("AWS_")]:
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Data folder of an embedded server that runs for the whole session."""
+    """Data folder of an embedded server that runs for the whole session, and goes by itself when the session is killed."""
     folder = tmp_path_factory.mktemp("weed")
-    embedded.start(folder)
+    embedded.attach(folder)
     yield folder
+    embedded.release(folder)
     embedded.stop(folder, now=True)
 
 

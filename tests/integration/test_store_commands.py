@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def test_status_says_who_uses_the_store(run, store):
     code, lines, _ = run("store", "status")
     assert code == 0
     assert str(store.settings.folder) in lines[0]
-    assert "stays until `selfcascade store stop`" in lines[1]
+    assert "goes with its last user" in lines[1]
+    assert str(os.getpid()) in lines[2]
 
 
 @pytest.mark.parametrize("words", [("ls",), ("store", "status"), ("store", "gc", "--dry-run"), ("show", "datasets/x")])
