@@ -36,7 +36,7 @@ def cut(picture: NDArray[np.uint8], corners: NDArray[np.int64], side: int) -> ND
     return np.stack([picture[top : top + side, left : left + side] for top, left in corners])
 
 
-def crop_rule(*, side: int, count: int, seed: int, fed: str) -> str:
-    """The rule as the protocol states it; ``fed`` says at which size the network sees a crop."""
+def crop_rule(*, side: int, count: int, seed: int) -> str:
+    """The rule as the protocol states it."""
     where = f"uniform corners from seed {seed} and the picture's rank, the same for real and generated"
-    return f"{count} crops of {side} x {side} px a picture at native scale, {where}, {fed}"
+    return f"{count} of {side} x {side} px a picture, cut at native scale, {where}, then resized to the network's input like a picture"

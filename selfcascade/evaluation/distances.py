@@ -42,9 +42,10 @@ def fid(real: Tensor, generated: Tensor) -> float:
     _check(real, generated)
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    real, generated = _compact(real.double(), generated.double())
     metric = FrechetInceptionDistance(feature=_PassThrough(real.shape[1]))
-    metric.update(real.double(), real=True)
-    metric.update(generated.double(), real=False)
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
     return float(metric.compute())
 
 
@@ -82,6 +83,14 @@ def kid(real: Tensor, generated: Tensor, *, subset: int, subsets: int, seed: int
 def kid_subset(subset: int, *counts: int) -> int:
     """Pictures a subset: ``subset``, but at most half of the smallest set, so that subsets differ."""
     return max(2, min(subset, *(count // 2 for count in counts)))
+
+
+def _compact(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same points in coordinates of the space that they span: no distance or angle changes, but d x d matrices become smaller where points are few."""
+    if len(x) + len(y) >= x.shape[1]:
+        return x, y
+    basis = torch.linalg.qr(torch.cat([x, y]).T).Q
+    return x @ basis, y @ basis
 
 
 def _check(real: Tensor, generated: Tensor, least: int = 2) -> None:

@@ -275,10 +275,14 @@ def _target(methods: list[PictureSet]) -> tuple[int, int]:
 
 
 def _counts(results: Results) -> dict[str, int | float | str]:
-    kid = {f"KID_r x 1000, {row.label}": round(1000 * row.numbers["kid_r"].value, 3) for row in results.shown() if row.numbers["kid_r"].value is not None}
-    return {
+    counts: dict[str, int | float | str] = {
         "prompts": results.prompts,
         "pictures a method": results.pictures,
         "real pictures": results.real_pictures,
         "network": results.protocol.network,
-    } | kid
+    }
+    for row in results.shown():
+        value = row.numbers["kid_r"].value
+        if value is not None:
+            counts[f"KID_r x 1000, {row.label}"] = round(1000 * value, 3)
+    return counts

@@ -36,13 +36,11 @@ class NetworkKind:
     """Pictures are resized to ``side`` x ``side`` before the network sees them."""
     scaling: str
     """How 0..255 becomes what the network was trained on, in words."""
-    smallest_crop: int | None
-    """Smallest side of a picture that the network takes; None if it takes ``side`` only, and crops are resized like pictures."""
 
 
-LITE0 = NetworkKind("EfficientNet-lite0 (ImageNet)", 1280, 224, "(x - 127) / 128", 32)
-INCEPTION_SCRIPT = NetworkKind("Inception-v3 (TorchScript of 2015-12-05)", 2048, 299, "(x - 128) / 128", None)
-INCEPTION_FIDELITY = NetworkKind("Inception-v3 (torch-fidelity)", 2048, 299, "rounded to bytes, then (x - 128) / 128", None)
+LITE0 = NetworkKind("EfficientNet-lite0 (ImageNet)", 1280, 224, "(x - 127) / 128")
+INCEPTION_SCRIPT = NetworkKind("Inception-v3 (TorchScript of 2015-12-05)", 2048, 299, "(x - 128) / 128")
+INCEPTION_FIDELITY = NetworkKind("Inception-v3 (torch-fidelity)", 2048, 299, "rounded to bytes, then (x - 128) / 128")
 
 
 class FeatureNetwork(nn.Module):
@@ -83,13 +81,6 @@ class FeatureNetwork(nn.Module):
         if not bool(torch.isfinite(features).all()):
             raise ValueError("the feature network gave a number that is not finite")
         return features
-
-    def of_crops(self, crops: Tensor) -> Tensor:
-        """Features, (N, d) float32, of crops, (N, 3, s, s) uint8: not resized where the network takes their size."""
-        if self.kind.smallest_crop is None:
-            return self.embed(self.resized(crops))
-        _check_bytes(crops)
-        return self.embed(crops.to(torch.float32))
 
 
 def _check_bytes(pictures: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 
 from selfcascade.evaluation.results import Curve
 
@@ -15,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 40
 def loss_svg(curve: Curve) -> str:
     """The curve with its running mean, loss on a logarithmic axis, as an ``<svg>`` element."""
     losses = [max(loss, 1e-12) for loss in curve.losses]
-    smooth = running_mean(losses, max(1, len(losses) // 20))
+    smooth = running_mean(losses, max(1, len(losses) // 40))
     shown = sorted(losses)
     low, high = math.log(shown[0]), math.log(shown[-1])
     if high - low < 1e-9:
@@ -45,15 +46,13 @@ def loss_svg(curve: Curve) -> str:
     return "".join(parts)
 
 
-def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean of each value and the ``width - 1`` before it, as many as there are."""
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Mean of each value and of up to ``reach`` neighbours on either side; fewer near an end, as many on one side as on the other."""
+    sums = [0.0, *accumulate(values)]
     means = []
-    total = 0.0
-    for place, value in enumerate(values):
-        total += value
-        if place >= width:
-            total -= values[place - width]
-        means.append(total / min(place + 1, width))
+    for place in range(len(values)):
+        near = min(reach, place, len(values) - 1 - place)
+        means.append((sums[place + near + 1] - sums[place - near]) / (2 * near + 1))
     return means
 
 

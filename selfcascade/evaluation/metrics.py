@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation.distances import fid, kid
 from selfcascade.evaluation.intervals import GramBlock, half_samples, standard_error, widen
 from selfcascade.evaluation.layout import layout_distances
-from selfcascade.evaluation.objects import count_objects
 from selfcascade.evaluation.results import METRICS, Difference, Number, Row
 from selfcascade.evaluation.sets import PictureSet
 from selfcascade.evaluation.tables import FeatureTable
@@ -107,8 +107,7 @@ def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable
     if table.crops is not None:
         whole, rest = _flat(table.crops[some]), _flat(table.crops[others])
         numbers |= {"pkid_r": _kid_number(settings, rest, whole), "pfid_r": Number(value=fid(rest, whole))}
-    objects = _objects(table.small)
-    numbers["objects"] = Number(value=float(objects.mean()))
+    numbers["objects"] = Number(value=float(table.objects.mean()))
     return Row(
         label="real pictures",
         method="real",
@@ -169,7 +168,6 @@ class _Shared:
         self.real_crops = None if real.crops is None else _flat(real.crops)
         self.base = base
         self.base_features = None if base is None else torch.from_numpy(base.features)
-        self.base_objects = None if base is None else _objects(base.small)
         self._within: dict[int, Tensor] = {}
 
     def block(self, features: Tensor, reference: Tensor) -> GramBlock | None:
@@ -190,16 +188,15 @@ def _measure_one(shared: _Shared, item: PictureSet, table: FeatureTable) -> _Mea
         _blank(measured, _NATIVE, "pkid_r", "pfid_r")
     else:
         _distance(shared, measured, "pkid_r", "pfid_r", _flat(table.crops), shared.real_crops, halves.crop_rows, halves.crop_columns)
-    objects = _objects(table.small)
-    _mean(shared, measured, "objects", objects)
+    _mean(shared, measured, "objects", table.objects)
     if item.method in ("base", "lanczos"):
         _blank(measured, _IS_THE_REFERENCE if item.method == "base" else _TRIVIAL, "kid_b", "fid_b", "layout_b", "objects_b")
-    elif shared.base is None or shared.base_features is None or shared.base_objects is None:
+    elif shared.base is None or shared.base_features is None:
         _blank(measured, "no samples of the base are compared", "kid_b", "fid_b", "layout_b", "objects_b")
     else:
         _distance(shared, measured, "kid_b", "fid_b", features, shared.base_features, halves.rows, halves.rows)
         _mean(shared, measured, "layout_b", layout_distances(table.small, shared.base.small))
-        _mean(shared, measured, "objects_b", np.abs(objects - shared.base_objects))
+        _mean(shared, measured, "objects_b", np.abs(table.objects - shared.base.objects))
     measured.numbers = {metric.name: measured.numbers[metric.name] for metric in METRICS}
     return measured
 
@@ -221,12 +218,12 @@ def _distance(
     measured.numbers |= {kid_name: number, fid_name: frechet}
 
 
-def _mean(shared: _Shared, measured: _Measured, name: str, values: NDArray[np.float64]) -> None:
+def _mean(shared: _Shared, measured: _Measured, name: str, values: NDArray[Any]) -> None:
     measured.values[name] = float(values.mean())
     rows = shared.halves.rows
     error = None
     if rows is not None:
-        measured.replicates[name] = torch.from_numpy(values)[rows].mean(dim=1)
+        measured.replicates[name] = torch.from_numpy(values).double()[rows].mean(dim=1)
         error = shared.halves.error(measured.replicates[name])
     measured.numbers[name] = Number(value=measured.values[name], error=error)
 
@@ -247,10 +244,6 @@ def _value(number: Number) -> float:
 
 def _flat(crops: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(crops).flatten(0, 1)
-
-
-def _objects(small: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.array([count_objects(picture) for picture in small], dtype=np.float64)
 
 
 def _shown(methods: Sequence[PictureSet], measured: Mapping[str, _Measured]) -> set[str]:

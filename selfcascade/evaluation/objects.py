@@ -48,19 +48,23 @@ def component_areas(mask: NDArray[np.bool_]) -> list[int]:
 
     above: list[tuple[int, int, int]] = []
     for row in mask:
-        edges = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0))
+        edges = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0)).tolist()
         current = []
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        first = 0
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
             label = len(parent)
             parent.append(label)
             area.append(stop - start)
-            for left, right, other in above:
-                # Diagonal neighbours touch: runs [start, stop) and [left, right) meet if they overlap after growing by one pixel.
-                if left <= stop and right >= start:
-                    one, two = root(label), root(other)
-                    if one != two:
-                        parent[two] = one
-                        area[one] += area[two]
+            # Diagonal neighbours touch: runs [start, stop) and [left, right) meet if they overlap after growing by one pixel.
+            while first < len(above) and above[first][1] < start:
+                first += 1
+            for left, _, other in above[first:]:
+                if left > stop:
+                    break
+                one, two = root(label), root(other)
+                if one != two:
+                    parent[two] = one
+                    area[one] += area[two]
             current.append((start, stop, label))
         above = current
     return [area[run] for run in range(len(parent)) if parent[run] == run]

@@ -40,14 +40,7 @@ class Protocol(BaseModel):
 
     @classmethod
     def of(cls, settings: EvaluationSettings, kind: NetworkKind, weights_sha256: str, *, pictures: int, real: int, device: str) -> Protocol:
-        """The protocol that ``settings`` stand for, with ``pictures`` a method and ``real`` reference pictures.
-
-        Raises:
-            SettingsError: the network does not take crops as small as ``settings.crop``.
-        """
-        if kind.smallest_crop is not None and settings.crop < kind.smallest_crop:
-            raise SettingsError(f"evaluation.crop is {settings.crop} px but {kind.name} needs at least {kind.smallest_crop}")
-        fed = f"resized to {kind.side} x {kind.side}" if kind.smallest_crop is None else "not resized"
+        """The protocol that ``settings`` stand for, with ``pictures`` a method and ``real`` reference pictures."""
         subset = kid_subset(settings.kid_subset, pictures, real)
         return cls(
             network=kind.name,
@@ -55,7 +48,7 @@ class Protocol(BaseModel):
             num_features=kind.num_features,
             input=f"{kind.side} x {kind.side}, {kind.scaling}",
             resize=RESIZE_RULE,
-            crop=crop_rule(side=settings.crop, count=settings.crops_per_image, seed=settings.seed, fed=fed),
+            crop=crop_rule(side=settings.crop, count=settings.crops_per_image, seed=settings.seed),
             kid=f"unbiased squared MMD, kernel (x.y / d + 1)^3, mean over {settings.kid_subsets} seeded subsets of {subset} without replacement (torchmetrics)",
             fid="Fréchet distance of Gaussians with unbiased covariances in float64 (torchmetrics)",
             layout=layout.RULE,

@@ -16,7 +16,7 @@ from selfcascade.evaluation.pictures import Pictures, data_uri
 from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
 
 _JUDGED = tuple(metric for metric in METRICS if metric.judged)
-_LEADING = ("kid_r", "fid_r", "fid_b")
+_LEADING = ("kid_r", "fid_r", "fid_b", "layout_b", "objects_b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         times=times,
         costs=_costs(results, times),
         settings=json.dumps(results.settings, indent=2, sort_keys=True, ensure_ascii=False),
-        heading=heading,
+        short=short,
         few=results.pictures < 10 * results.protocol.num_features,
     )
 
@@ -96,6 +96,12 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
 def heading(metric: Metric) -> str:
     """Heading of a column with its factor."""
     return f"{metric.heading} × {metric.scale:,}" if metric.scale != 1 else metric.heading
+
+
+def short(version: str) -> str:
+    """A version, alone or after ``name@``, cut to the twelve digits that people read."""
+    name, at, digest = version.rpartition("@")
+    return name + at + (digest[:12] if len(digest) == 64 else digest)
 
 
 def shown_number(value: float, metric: Metric, *, signed: bool = False) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,16 +59,20 @@ def root_trace(cross: Tensor) -> Tensor:
     centred = centred - centred.mean(dim=-2, keepdim=True)
     short = centred if n <= m else centred.mT
     roots: Tensor = torch.linalg.eigvalsh(short @ short.mT).clamp_min(0).sqrt()
-    return roots.sum(dim=-1) / ((n - 1) * (m - 1)) ** 0.5
+    return roots.sum(dim=-1) / math.sqrt((n - 1) * (m - 1))
 
 
 def _mean_off_diagonal(kernel: Tensor) -> Tensor:
     n = kernel.shape[-1]
     diagonal = kernel.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    return (kernel.sum(dim=(-2, -1)) - diagonal) / (n * (n - 1))
+    total: Tensor = kernel.sum(dim=(-2, -1)) - diagonal
+    return total / (n * (n - 1))
 
 
 def _root(x: Tensor) -> Tensor:
     """A matrix with at most d rows whose product with itself is the covariance of ``x``."""
-    centred = (x - x.mean(dim=0)) / (len(x) - 1) ** 0.5
-    return torch.linalg.qr(centred, mode="r").R if len(x) > x.shape[1] else centred
+    centred = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
+    if len(x) <= x.shape[1]:
+        return centred
+    triangle: Tensor = torch.linalg.qr(centred, mode="r").R
+    return triangle

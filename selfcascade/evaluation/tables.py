@@ -18,6 +18,7 @@ from torch import Tensor
 from selfcascade.evaluation.crops import crop_corners, cut
 from selfcascade.evaluation.features import FeatureNetwork, as_batch
 from selfcascade.evaluation.layout import shrink
+from selfcascade.evaluation.objects import count_objects
 from selfcascade.evaluation.resize import resize
 from selfcascade.settings import SettingsError
 
@@ -54,17 +55,23 @@ class FeatureTable:
     crops: NDArray[np.float32] | None
     """(n, crops, d); None where the patch metrics are not defined."""
     small: NDArray[np.uint8]
-    """(n, h, w, 3), for layout and objects."""
+    """(n, h, w, 3), for the layout."""
+    objects: NDArray[np.int64]
+    """(n,), separate things on each picture."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to_bytes(self) -> bytes:
         """Digest, newline, safetensors: the form in the cache."""
-        arrays: dict[str, NDArray[Any]] = {"features": self.features, "small": self.small}
+        arrays: dict[str, NDArray[Any]] = {"features": self.features, "small": self.small, "objects": self.objects}
         if self.crops is not None:
             arrays["crops"] = self.crops
-        body = save(arrays, metadata={"keys": json.dumps(self.keys), "prompt_ids": json.dumps(self.prompt_ids)})
+        # safetensors writes the memory as it lies, whatever the strides say.
+        body = save(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            metadata={"keys": json.dumps(self.keys), "prompt_ids": json.dumps(self.prompt_ids)},
+        )
         return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
     @classmethod
@@ -77,7 +84,14 @@ class FeatureTable:
             arrays = load(body)
             header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
             keys, prompt_ids = (tuple(json.loads(header[name])) for name in ("keys", "prompt_ids"))
-            return cls(keys=keys, prompt_ids=prompt_ids, features=arrays["features"], crops=arrays.get("crops"), small=arrays["small"])
+            return cls(
+                keys=keys,
+                prompt_ids=prompt_ids,
+                features=arrays["features"],
+                crops=arrays.get("crops"),
+                small=arrays["small"],
+                objects=arrays["objects"],
+            )
         except (SafetensorError, KeyError, ValueError):
             return None
 
@@ -110,7 +124,7 @@ def extract(
     prompt_ids: list[str] = []
     thumbnails: list[NDArray[np.uint8]] = []
     whole = _Batches(network.embed, batch, device)
-    cropped = _Batches(network.of_crops, batch * 2, device)
+    cropped = _Batches(network.embed, batch, device)
     for rank, picture in enumerate(pictures):
         keys.append(picture.key)
         prompt_ids.append(picture.prompt_id)
@@ -119,7 +133,7 @@ def extract(
         if crops is not None:
             image = _at(picture.image, crops.size)
             corners = crop_corners(rank, size=crops.size, side=crops.side, count=crops.count, seed=crops.seed)
-            cropped.add(as_batch(list(cut(image, corners, crops.side))))
+            cropped.add(network.resized(as_batch(list(cut(image, corners, crops.side)))))
         advance()
     if not keys:
         raise SettingsError("a set of pictures is empty; there is nothing to compare")
@@ -132,6 +146,7 @@ def extract(
         features=features[order],
         crops=None if patches is None else patches[order],
         small=np.stack([thumbnails[place] for place in order]),
+        objects=np.array([count_objects(thumbnails[place]) for place in order], dtype=np.int64),
     )
 
 
