@@ -28,7 +28,7 @@ lint: $(VENV)/.dev $(LOCAL)/types
 
 # Known defects, planted one at a time: each must fail the test that is named beside it.
 mutants: $(VENV)/.dev
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python tests/mutants.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench

@@ -1,18 +1,10 @@
 """The command line as a user meets it: exit codes, one line for what can be changed, quick help."""
 
-import os
 import subprocess
 import sys
 import time
 
 import pytest
-
-COMMAND = [sys.executable, "-m", "selfcascade_flows.cli"]
-
-
-def selfcascade(*arguments, cwd, **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_"))}
-    return subprocess.run([*COMMAND, *arguments], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=240)
 
 
 def one_line(result):
@@ -24,11 +16,11 @@ def one_line(result):
     return lines[0]
 
 
-def test_help_is_quick_and_names_every_command(tmp_path):
+def test_help_is_quick_and_names_every_command(selfcascade):
     elapsed = []
     for _ in range(3):
         started = time.perf_counter()
-        result = selfcascade("--help", cwd=tmp_path)
+        result = selfcascade("--help")
         elapsed.append(time.perf_counter() - started)
     assert result.returncode == 0
     for command in ("curate", "pretrain", "adapt", "generate", "evaluate", "run", "serve", "store", "ls", "show", "pull", "verify", "purge"):
@@ -36,10 +28,10 @@ def test_help_is_quick_and_names_every_command(tmp_path):
     assert min(elapsed) < 1.5  # 0.2 s on a quiet machine
 
 
-def test_help_imports_neither_torch_nor_prefect(tmp_path):
+def test_help_imports_neither_torch_nor_prefect(selfcascade):
     heavy = ("torch", "prefect", "pydantic", "boto3")
     code = f"import sys; from selfcascade_flows.cli import main; main(['--help']); print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.splitlines()[-1] == "[]"
 
 
@@ -54,40 +46,38 @@ def test_help_imports_neither_torch_nor_prefect(tmp_path):
         (["curate", "--set", "curation.source={kind: folder, path: nowhere}"], "nowhere"),
     ],
 )
-def test_what_the_user_can_change_is_one_line_and_exit_code_2(tmp_path, arguments, expected):
-    assert expected in one_line(selfcascade(*arguments, cwd=tmp_path))
+def test_what_the_user_can_change_is_one_line_and_exit_code_2(selfcascade, arguments, expected):
+    assert expected in one_line(selfcascade(*arguments))
 
 
-def test_a_broken_settings_file_is_named(tmp_path):
+def test_a_broken_settings_file_is_named(selfcascade, tmp_path):
     (tmp_path / "broken.yaml").write_text("name: [")
-    assert "broken.yaml is not valid YAML" in one_line(selfcascade("run", "--config", "broken.yaml", cwd=tmp_path))
+    assert "broken.yaml is not valid YAML" in one_line(selfcascade("run", "--config", "broken.yaml"))
 
 
-def test_an_unknown_option_is_exit_code_2(tmp_path):
-    result = selfcascade("run", "--nonsense", cwd=tmp_path)
+def test_an_unknown_option_is_exit_code_2(selfcascade):
+    result = selfcascade("run", "--nonsense")
     assert result.returncode == 2
     assert "No such option" in result.stderr
 
 
-def test_debug_shows_where(tmp_path):
-    result = selfcascade("run", "--config", "nothing", "--debug", cwd=tmp_path)
+def test_debug_shows_where(selfcascade):
+    result = selfcascade("run", "--config", "nothing", "--debug")
     assert "Traceback" in result.stderr
 
 
-def test_a_store_that_does_not_answer_is_named_before_any_work(tmp_path):
+def test_a_store_that_does_not_answer_is_named_before_any_work(selfcascade):
     started = time.monotonic()
-    line = one_line(
-        selfcascade("curate", "--set", "store.endpoint=http://127.0.0.1:9", "--set", "store.access_key=a", "--set", "store.secret_key=b", cwd=tmp_path)
-    )
+    line = one_line(selfcascade("curate", "--set", "store.endpoint=http://127.0.0.1:9", "--set", "store.access_key=a", "--set", "store.secret_key=b"))
     assert "http://127.0.0.1:9 does not answer" in line
     assert time.monotonic() - started < 60
 
 
-def test_a_wrong_key_is_named(tmp_path, weed, store_settings):
+def test_a_wrong_key_is_named(selfcascade, weed, store_settings):
     line = one_line(
         selfcascade(
             "curate", "--set", f"store.endpoint={_endpoint(weed)}", "--set", f"store.bucket={store_settings.bucket}",
-            "--set", "store.access_key=nobody", "--set", "store.secret_key=wrong", cwd=tmp_path,
+            "--set", "store.access_key=nobody", "--set", "store.secret_key=wrong",
         )
     )  # fmt: skip
     assert "refuses the credentials" in line

@@ -1,0 +1,60 @@
+"""A command line in a folder of its own, and a run that is as small as a real one can be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = {
+    "curation.source.limit": 40,
+    "curation.source.backgrounds": "[white, yellow]",
+    "curation.shard_inputs": 40,
+    "curation.test": 0.3,
+    "adaptation.steps": 4,
+    "adaptation.warmup": 1,
+    "adaptation.batch": 2,
+    "adaptation.checkpoint_steps": 2,
+    "adaptation.log_steps": 1,
+    "adaptation.previews": 0,
+    "generation.prompts.count": 4,
+    "generation.prompts.known_words": "false",
+    "generation.cascade.steps": 4,
+    "generation.chunk": 2,
+    "generation.batch": 2,
+    "evaluation.half_samples": 4,
+    "evaluation.kid_subsets": 2,
+    "evaluation.sheet_prompts": 2,
+}
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def environment() -> dict[str, str]:
+    """Ours without what would send a command to the user's own store or server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_"))}
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of ``selfcascade``."""
+    return [sys.executable, "-m", "selfcascade_flows.cli", *arguments]
+
+
+def small(**more: object) -> list[str]:
+    """Options that make a run small; ``more`` in the form ``adaptation__steps=3``."""
+    settings = SMALL | {name.replace("__", "."): value for name, value in more.items()}
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture
+def selfcascade(tmp_path: Path) -> Run:
+    """Run a command in ``tmp_path``, or in ``cwd``."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run

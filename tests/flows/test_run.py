@@ -1,0 +1,120 @@
+"""The whole way with one command: what it leaves, that it does nothing twice, and that a look ahead writes nothing."""
+
+import hashlib
+import json
+import re
+import sqlite3
+
+import pytest
+from conftest import small
+
+from selfcascade.config import StoreSettings
+from selfcascade.storage import Store, resolve
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    """The output of the first run."""
+    import subprocess
+
+    from conftest import command, environment
+
+    result = subprocess.run(command("run", *small()), cwd=home, env=environment(), capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture
+def stored(home, first):
+    with Store.open(StoreSettings(folder=home / ".selfcascade/store")) as store:
+        yield store
+
+
+def contents(store):
+    """Every object but what runs leave behind, with its digest."""
+    return {info.key: hashlib.sha256(store.read(info.key)).hexdigest() for info in store.list("") if not info.key.startswith(("runs/", "leases/"))}
+
+
+def table(output):
+    return re.findall(r"^(?:base|lanczos|direct|tuning-free|tuned) .*$", output, re.M)
+
+
+def test_it_prints_table_report_and_how_to_open_the_ui(first, home):
+    assert len(table(first.stdout)) == 5
+    assert "tuned minus tuning-free:" in first.stdout
+    page = home / re.search(r"^Report: +(\S+)", first.stdout, re.M).group(1)
+    assert page.read_text(encoding="utf-8").startswith("<!")
+    assert re.search(r"make ui  and open  http://127\.0\.0\.1:4200/runs/flow-run/[0-9a-f-]{36}$", first.stdout, re.M)
+    assert "Traceback" not in first.stderr
+    assert "Warning" not in first.stderr
+
+
+def test_every_stage_left_an_artifact(stored):
+    for name in ("datasets/twemoji", "upsamplers/demo", "samples/demo-base", "samples/demo-direct-eta-1", "samples/demo-tuned", "reports/demo"):
+        assert resolve(stored, name).manifest().objects
+
+
+def test_the_record_of_the_run_tells_clock_host_and_cost(stored):
+    [record] = [json.loads(stored.read(info.key)) for info in stored.list("runs/") if info.key.endswith(".json")]
+    assert record["host"]["cores"] >= 1
+    assert record["packages"]["torch"]
+    stages = [(stage["stage"], stage["method"]) for stage in record["stages"]]
+    assert stages == [
+        ("curate", None), ("adapt", None), ("generate", "base"), ("generate", "lanczos"), ("generate", "direct"), ("generate", "direct"),
+        ("generate", "tuning-free"), ("generate", "tuned"), ("evaluate", None),
+    ]  # fmt: skip
+    for stage in record["stages"]:
+        assert stage["done"] == stage["units"] > 0
+        assert stage["seconds"] > 0
+        assert stage["peak_bytes"] > 1 << 20
+        assert stage["work"] > 0
+
+
+def test_the_ui_shows_progress_tables_and_sheets_under_stable_keys(first, home):
+    with sqlite3.connect(home / ".selfcascade/prefect/prefect.db") as database:
+        artifacts = dict(database.execute("select key, type from artifact").fetchall())
+        states = {state for (state,) in database.execute("select state_type from flow_run union select state_type from task_run")}
+        dump = "\n".join(database.iterdump())
+    assert states == {"COMPLETED"}
+    assert artifacts["curate-twemoji-progress"] == "progress"
+    assert artifacts["train-demo-progress"] == "progress"
+    assert artifacts["curate-twemoji"] == "table"
+    assert artifacts["evaluate-demo"] == "table"
+    assert artifacts["evaluate-demo-sheet"] == "markdown"
+    assert artifacts["generate-demo-tuned-sheet"] == "markdown"
+    assert all(re.fullmatch(r"[a-z0-9-]+", key) for key in artifacts)
+    secret = json.loads((home / ".selfcascade/store/credentials.json").read_text())["secret_key"]
+    assert secret not in dump
+
+
+def test_the_look_ahead_finds_everything_published_and_writes_nothing(selfcascade, stored, home):
+    before = {info.key: info.etag for info in stored.list("")}
+    result = selfcascade("run", *small(), "--dry-run", cwd=home)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^(?:curate|adapt|generate|evaluate) .*$", result.stdout, re.M)
+    assert len(rows) == 9
+    assert all(" published " in row for row in rows)
+    assert {info.key: info.etag for info in stored.list("")} == before
+
+
+def test_the_same_command_again_does_no_work_and_prints_the_same_table(selfcascade, first, stored, home):
+    before = contents(stored)
+    again = selfcascade("run", *small(), cwd=home)
+    assert again.returncode == 0, again.stderr
+    assert table(again.stdout) == table(first.stdout)
+    assert contents(stored) == before
+    newest = max((info for info in stored.list("runs/") if info.key.endswith(".json")), key=lambda info: info.modified)
+    assert [stage["done"] for stage in json.loads(stored.read(newest.key))["stages"]] == [0] * 9
+
+
+def test_a_stage_alone_finds_what_the_run_made(selfcascade, stored, home):
+    before = contents(stored)
+    result = selfcascade("generate", *small(generation__method="tuned"), cwd=home)
+    assert result.returncode == 0, result.stderr
+    assert "samples/demo-tuned@" in result.stdout
+    assert contents(stored) == before
