@@ -29,6 +29,7 @@ from selfcascade.storage.errors import StoreError, StoreFull, StoreUnreachable
 START_SECONDS = 60.0
 """Longest wait for a server that is starting; replaying a large folder after a crash takes some seconds."""
 LAUNCHES = 3
+VACUUM_PAUSE = 1.0
 FULL_BYTES, FULL_SHARE = 64 * 2**20, 0.02
 """With less free than this, or than this share of the disk, a write that failed failed for want of room: SeaweedFS keeps 1 % free."""
 
@@ -168,11 +169,14 @@ def check_room(folder: Path) -> None:
 
 def vacuum(folder: Path) -> None:
     """Ask the server to give the bytes of deleted objects back to the disk now rather than at its next sweep."""
-    ports = watchdog.read_state(folder).get("ports", {})
-    connection = http.client.HTTPConnection("127.0.0.1", ports["master"], timeout=60)
-    with contextlib.closing(connection), contextlib.suppress(OSError):
-        connection.request("GET", "/vol/vacuum?garbageThreshold=0.001")
-        connection.getresponse().read()
+    for _ in range(2):
+        time.sleep(VACUUM_PAUSE)  # bytes are given up some moments after their object
+        ports = watchdog.read_state(folder).get("ports", {})
+        with contextlib.suppress(OSError, http.client.HTTPException, KeyError):
+            connection = http.client.HTTPConnection("127.0.0.1", ports["master"], timeout=60)
+            with contextlib.closing(connection):
+                connection.request("GET", "/vol/vacuum?garbageThreshold=0.00001")
+                connection.getresponse().read()
 
 
 def _size(folder: Path) -> int:

@@ -212,7 +212,7 @@ class Store:
         span = f"bytes={first * BLOCK}-{min((last + 1) * BLOCK, entry.size) - 1}"
 
         def get() -> bytes:
-            with closing(self.client.get_object(Bucket=self.bucket, Key=self._full(entry.key), Range=span)["Body"]) as body:
+            with closing(self.client.get_object(**self._address(entry.key), Range=span)["Body"]) as body:
                 return body.read()
 
         self._must_exist(entry.key)
@@ -380,7 +380,12 @@ class Store:
         return read
 
     def _get(self, key: str, how: dict[str, Any]) -> Any:
-        return self.call(key, lambda: self.client.get_object(**self._address(key), **how))
+        try:
+            return self.call(key, lambda: self.client.get_object(**self._address(key), **how))
+        except BucketMissing:
+            if self._looks_only():
+                raise NotFound(f"{self._named(key)} does not exist") from None
+            raise
 
     def _head(self, key: str) -> Any:
         if self.absent:

@@ -28,6 +28,12 @@ INPUTS = {"source": "ab" * 32}
 NOW = timedelta(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(request, monkeypatch):
+    if "disk" not in request.node.name:
+        monkeypatch.setattr("selfcascade.storage.embedded.VACUUM_PAUSE", 0)
+
+
 def planned(store: Store, size: int = 256, name: str = "pics") -> Artifact:
     return Artifact.plan(store, "datasets", name, CurationSettings(name=name, size=size), INPUTS)
 
@@ -529,6 +535,26 @@ def test_a_removed_sample_is_gone_from_all_versions_and_caches_and_only_that(sto
     assert kept["reason"] == "asked for by the author"
     assert kept["derived"] == [str(upsampler.ref)]
     assert purged_samples(store) == {"cat"}
+
+
+def test_the_bytes_of_a_removed_sample_leave_the_disk(store):
+    """The server rewrites its volumes: no file of the data folder holds the picture any more."""
+    picture = os.urandom(4096)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for key, data in (("cat", picture), ("dog", os.urandom(4096))):
+            member = tarfile.TarInfo(f"{key}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    artifact = planned(store)
+    artifact.put("00000.tar", sink.getvalue())
+    artifact.publish(counts={})
+    files = list((store.settings.folder / "data").rglob("*.dat"))
+    assert any(picture[:64] in path.read_bytes() for path in files)
+    purge(store, plan_purge(store, ["cat"]), reason="r")
+    files = [path for path in (store.settings.folder / "data").rglob("*") if path.is_file()]
+    assert not any(picture[:64] in path.read_bytes() for path in files)
+    assert members(resolve(store, str(artifact.ref)).read("00000.tar")) == ["dog.png"]
 
 
 def test_a_rewritten_object_that_is_damaged_is_still_refused(store):

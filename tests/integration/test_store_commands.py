@@ -14,8 +14,9 @@ from selfcascade_flows.cli import main
 
 
 @pytest.fixture
-def run(store, capsys):
+def run(store, capsys, monkeypatch):
     """Run a command on the test's store: exit code, lines of standard output, standard error."""
+    monkeypatch.setattr("selfcascade.storage.embedded.VACUUM_PAUSE", 0)
 
     def command(*words: str) -> tuple[int, list[str], str]:
         settings = store.settings

@@ -338,6 +338,15 @@ def test_looking_writes_nothing(store):
     assert {info.key for info in store.list("")} == before
 
 
+def test_looking_into_a_bucket_that_was_never_made_makes_none(store):
+    with Store.open(store.settings.model_copy(update={"bucket": "never-made"}), read_only=True) as looking:
+        assert list(looking.list("")) == []
+        assert looking.head("x") is None
+        with pytest.raises(NotFound):
+            looking.read("x")
+    assert "never-made" not in [bucket["Name"] for bucket in store.client.list_buckets()["Buckets"]]
+
+
 def test_looking_at_a_store_that_was_never_made_makes_none(tmp_path):
     with Store.open(StoreSettings(folder=tmp_path / "never"), read_only=True) as looking:
         assert list(looking.list("")) == []
