@@ -178,10 +178,10 @@ def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsam
     from selfcascade.cascade.upsampler import load_upsampler
     from selfcascade.generation.models import outline
 
-    spec = outline(base)
+    spec, known_as = outline(base)
     stage_sizes(settings.cascade.height, settings.cascade.width, native=spec.native, step=spec.step)
     if upsampler is not None:
-        load_upsampler(upsampler, store).check_fits(spec, str(base), f"upsampler {upsampler!r}")
+        load_upsampler(upsampler, store).check_fits(spec, known_as)
 
 
 def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> int:
@@ -193,7 +193,8 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
     torch.set_num_threads(settings.compute.threads)
     pipeline = load_pipeline(plan.base, plan.upsampler, store, version=plan.inputs["base"], dtype=settings.compute.dtype, device=device)
     digest = relevant(settings).digest()
-    return write_shard(path, samples(pipeline, plan.chunks[index], settings, store=store), method=settings.method, settings=digest)
+    made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"])
+    return write_shard(path, made, method=settings.method, settings=digest)
 
 
 def _peak_mb() -> float:

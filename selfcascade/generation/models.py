@@ -49,16 +49,17 @@ def load_pipeline(
         pipeline = _once("base", (base, version, dtype, str(where)), lambda: _load_base(base, store, version, precision, where))
         if upsampler is None:
             return pipeline
-        phi = _once("upsampler", (upsampler, dtype, str(where)), lambda: load_upsampler(upsampler, store).to(where, precision).requires_grad_(False))
+        phi = _once("upsampler", (upsampler, dtype, str(where)), lambda: load_upsampler(upsampler, store, dtype=precision).to(where).requires_grad_(False))
         return _quiet(SelfCascadePipeline.from_pipe(pipeline, upsampler=phi))
 
 
-def outline(base: ResolvedBase) -> BaseSpec:
-    """What the cascade knows of a base, from its configuration alone: no weight is read."""
+def outline(base: ResolvedBase) -> tuple[BaseSpec, str]:
+    """What the cascade knows of a base, and the ``name@version`` that upsamplers know it by, from its configuration alone: no weight is read."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.location, subfolder="unet"))
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.location, subfolder="vae"))
-    return spec_of(unet, vae)
+    # A saved cascade remembers the base that it was made from.
+    return spec_of(unet, vae), SelfCascadePipeline.load_config(base.location).get("base") or str(base)
 
 
 def upsampler_version(upsampler: FeatureUpsampler) -> str:
@@ -89,6 +90,7 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
     if version is not None and str(found) != version:
         raise SettingsError(f"base {found.name!r} is now at version {found.version[:12]} but was planned as {version[:80]}; run again")
     pipeline = SelfCascadePipeline.from_pretrained(base, store=store, torch_dtype=dtype).to(device)
+    pipeline.register_modules(upsampler=None)  # a saved cascade may bring one along; which one guides is a setting
     # Ancestral or multistep samplers know no eta; a base that ships one is sampled by DDIM on the same noise schedule.
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     for network in pipeline.components.values():

@@ -23,7 +23,9 @@ class OutOfMemory(SettingsError):
     """The networks or a batch do not fit the device."""
 
 
-def samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, *, store: Store | None = None) -> Iterator[Sample]:
+def samples(
+    pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, *, store: Store | None = None, base: str | None = None
+) -> Iterator[Sample]:
     """Sample ``specs`` by ``settings.method``, batch after batch, in their order; nothing runs before the first one is asked for.
 
     A sample's bytes depend on its spec and, through the order in which kernels sum, on the batch it is in: equal specs give equal bytes, and another batch
@@ -34,6 +36,7 @@ def samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings
         specs: of one chunk.
         settings: method, cascade and batch.
         store: where the base latents of the chunk are cached; without one they are computed and forgotten.
+        base: ``name@version`` of the base, with a store: latents of another version are other latents.
 
     Raises:
         OutOfMemory: a batch does not fit; names the settings to lower.
@@ -43,13 +46,15 @@ def samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings
         raise SettingsError("method 'tuned' needs an upsampler; set generation.upsampler, or use method 'tuning-free'")
     if settings.method == "tuning-free" and pipeline.upsampler is not None:
         raise SettingsError("method 'tuning-free' is given a pipeline with an upsampler; load it without, or use method 'tuned'")
-    return _samples(pipeline, specs, settings, store)
+    if store is not None and base is None:
+        raise ValueError("with a store, samples() needs the version of the base: it is in the key of the cached latents")
+    return _samples(pipeline, specs, settings, store, base or "")
 
 
-def _samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, store: Store | None) -> Iterator[Sample]:
+def _samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, store: Store | None, base: str) -> Iterator[Sample]:
     sampler, builds_on_base = METHODS[settings.method], settings.method in BUILDS_ON_BASE
     batches = list(batches_of(specs, settings.batch))
-    cached = _cached_bases(pipeline, specs, batches, settings, store) if builds_on_base and store is not None else None
+    cached = _cached_bases(pipeline, specs, batches, settings, store, base) if builds_on_base and store is not None else None
     done = 0
     for batch in batches:
         with _inference(settings):
@@ -68,13 +73,13 @@ def batches_of(specs: Sequence[SampleSpec], size: int) -> Iterator[Sequence[Samp
 
 
 def _cached_bases(
-    pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], batches: Sequence[Sequence[SampleSpec]], settings: GenerationSettings, store: Store
+    pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], batches: Sequence[Sequence[SampleSpec]], settings: GenerationSettings, store: Store, base: str
 ) -> Tensor:
     def compute() -> Tensor:
         with _inference(settings):
             return torch.cat([base_latents(pipeline, batch, settings.cascade).cpu() for batch in batches])
 
-    return cached_latents(store, latents_key(specs, settings, base=str(pipeline.config.base), device=pipeline.unet.device), compute)
+    return cached_latents(store, latents_key(specs, settings, base=base, device=pipeline.unet.device), compute)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def tiny_upsampler(tiny_base, tmp_path_factory) -> Path:
     """Variant A, its last convolutions moved off zero, so that it adds something."""
     resolved = resolve_base(str(tiny_base))
     torch.manual_seed(3)
-    upsampler = FeatureUpsampler.for_base(outline(resolved), variant="A", base=str(resolved))
+    upsampler = FeatureUpsampler.for_base(outline(resolved)[0], variant="A", base=str(resolved))
     for parameter in upsampler.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("upsamplers") / "phi"

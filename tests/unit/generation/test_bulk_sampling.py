@@ -29,7 +29,7 @@ def pipeline_of(settings, upsampler):
 
 def pictures(settings, upsampler, specs, store=None):
     pipeline = pipeline_of(settings, upsampler)
-    return {sample.key: sample.image for sample in samples(pipeline, specs, settings, store=store)}
+    return {sample.key: sample.image for sample in samples(pipeline, specs, settings, store=store, base="tiny@0")}
 
 
 def close(one, other):
@@ -223,7 +223,18 @@ def test_networks_are_loaded_once_and_shared(generation, tiny_upsampler):
 
 
 def test_the_outline_of_a_base_is_what_its_networks_say(generation):
-    assert outline(resolve_base(generation.base)) == load_pipeline(generation.base, device="cpu").spec
+    pipeline = load_pipeline(generation.base, device="cpu")
+    assert outline(resolve_base(generation.base)) == (pipeline.spec, pipeline.config.base)
+
+
+def test_a_saved_cascade_is_a_base_that_upsamplers_know_by_its_origin(generation, tiny_upsampler, tmp_path):
+    """Its own upsampler does not guide unless it is asked for: method tuning-free stays tuning-free."""
+    tuned = load_pipeline(generation.base, str(tiny_upsampler), device="cpu")
+    tuned.save_pretrained(tmp_path / "saved")
+    again = load_pipeline(str(tmp_path / "saved"), device="cpu")
+    assert again.upsampler is None
+    assert outline(resolve_base(str(tmp_path / "saved")))[1] == again.config.base == str(resolve_base(generation.base))
+    assert load_pipeline(str(tmp_path / "saved"), str(tiny_upsampler), device="cpu").upsampler is not None
 
 
 def test_a_device_that_is_not_there_is_one_line():

@@ -204,7 +204,7 @@ def test_tuned_without_an_upsampler_is_refused(store, generation):
 def test_an_upsampler_of_another_base_is_refused_before_any_unit(store, generation, tiny_upsampler, tmp_path):
     other = str(saved_base(tmp_path / "stranger", seed=1))
     settings = generation.model_copy(update={"method": "tuned", "upsampler": str(tiny_upsampler), "base": other})
-    with pytest.raises(SettingsError, match=r"upsampler .*phi' was trained for base 'tiny@.*' but the pipeline holds 'stranger@.*'") as caught:
+    with pytest.raises(SettingsError, match=r"upsampler .*phi was trained for base 'tiny@.*' but the pipeline holds 'stranger@.*'") as caught:
         plan_generation(settings, store)
     assert "\n" not in str(caught.value)
     assert list(store.list("samples/")) == []
