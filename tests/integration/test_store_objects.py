@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from botocore.exceptions import IncompleteReadError, ReadTimeoutError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from selfcascade.config import StoreSettings
 from selfcascade.storage import (
@@ -27,6 +29,7 @@ from selfcascade.storage import (
     embedded,
     entry_of,
 )
+from selfcascade.storage import entry as entry_module
 from selfcascade.storage import store as store_module
 
 MIB = 2**20
@@ -372,3 +375,15 @@ def test_many_threads_stop(store):
     before = threading.active_count()
     Store(store.settings.model_copy(update={"multipart_mb": 5})).put_new("big", noise(7, 20 * MIB))
     assert threading.active_count() <= before
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(min_size=1, max_size=100), start=st.integers(-5, 110), end=st.integers(-5, 110))
+def test_any_range_is_that_of_the_whole(store, data, start, end):
+    """With blocks of 16 bytes: every range of every object equals the slice, whatever blocks it touches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entry_module, "BLOCK", 16)
+        patch.setattr(store_module, "BLOCK", 16)
+        entry = store.put_new(f"r/{hashlib.sha256(data).hexdigest()}", data)
+        assert len(entry.blocks) == -(-len(data) // 16)
+        assert store.read_range(entry, start, end) == data[max(start, 0) : max(end, 0)]
