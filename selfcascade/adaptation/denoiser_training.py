@@ -139,7 +139,7 @@ class DenoiserTraining:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        set_rate(self.optimizer, self.settings.lr * cosine(self.step, self.settings.steps, warmup=150, hold=0.3))
+        set_rate(self.optimizer, self.settings.lr * cosine(self.step, self.settings.steps, warmup=150, hold=self.settings.hold))
         self.optimizer.step()
         self.step += 1
         self._follow()
