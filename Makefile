@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCAL := .selfcascade
 UI_PORT ?= 4200
 
-.PHONY: demo test test-full ui lint mutants bench configs constraints readme clean
+.PHONY: demo test test-full ui lint mutants bench configs constraints docs clean
 
 demo: $(VENV)/.user
 	$(BIN)/selfcascade run --config demo
@@ -33,7 +33,7 @@ mutants: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
 
-# Rewrites what is derived: comments of the shipped runs, tables of the README.
+# Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.
 configs: $(VENV)/.dev
 	$(BIN)/python -m selfcascade_flows.configuration
 
@@ -42,8 +42,9 @@ constraints: $(VENV)/.dev
 	$(BIN)/pip freeze --exclude-editable --disable-pip-version-check | sed -E -e '/^#/d' -e '/ @ /d' -e 's/\+[a-z0-9.]+$$//' >> constraints.new
 	mv constraints.new constraints.txt
 
-readme: $(VENV)/.dev
+docs: $(VENV)/.dev
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/modules.py
 
 clean:
 	rm -rf $(VENV) $(LOCAL) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Baselines: what the method is compared with."""

@@ -50,6 +50,17 @@ def small(**more: object) -> list[str]:
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``selfcascade run --config demo`` ran once, small; its output is ``output.txt`` and ``said.txt``."""
+    folder = tmp_path_factory.mktemp("home")
+    result = subprocess.run(command("run", *small()), cwd=folder, env=environment(), capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr
+    (folder / "output.txt").write_text(result.stdout)
+    (folder / "said.txt").write_text(result.stderr)
+    return folder
+
+
 @pytest.fixture
 def selfcascade(tmp_path: Path) -> Run:
     """Run a command in ``tmp_path``, or in ``cwd``."""

@@ -1,0 +1,63 @@
+"""Fill the tables of the README from the committed results: ``python docs/tables.py``. Figures are never typed by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+from selfcascade.evaluation.report import heading, shown_number
+from selfcascade.evaluation.results import METRICS, Metric, Number, Results
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "docs/results/demo.json"
+"""The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def filled(text: str) -> str:
+    """The README with the table between its marks made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    body = table(Results.model_validate_json(RESULTS.read_bytes())) if RESULTS.exists() else "`make demo` prints them."
+    return f"{before}{BEGIN}\n{body}\n{END}{after}"
+
+
+def table(results: Results) -> str:
+    """Markdown: a row for each method, a column for each metric; then each step of the method against the one before it."""
+    metrics = [metric for metric in METRICS if metric.judged]
+    lines = [_row(["", *(heading(metric) for metric in metrics)]), _row(["---", *["---:"] * len(metrics)])]
+    for row in results.shown():
+        lines.append(_row([row.label, *(_cell(row.numbers[metric.name], metric) for metric in metrics)]))
+    lines += ["", "Paired differences with 95 % intervals; below 0 the second method is better:", ""]
+    lines += [_row(["", *(heading(metric) for metric in metrics)]), _row(["---", *["---:"] * len(metrics)])]
+    found = {(item.first, item.second, item.metric): item for item in results.differences}
+    for first, second in pairwise(row.label for row in results.shown() if row.method not in ("base", "lanczos")):
+        cells = []
+        for metric in metrics:
+            item = found.get((first, second, metric.name))
+            if item is None:
+                cells.append("–")
+                continue
+            span = item.interval
+            interval = "" if span is None else f" ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
+            cells.append(shown_number(item.value, metric, signed=True) + interval)
+        lines.append(_row([f"{second} against {first}", *cells]))
+    counts = f"{results.pictures} pictures of {results.prompts} held-out prompts a method against {results.real_pictures} real ones ({results.real})"
+    chosen = f"Settings were chosen on the {results.chosen_on} split."
+    lines += ["", f"{results.protocol.caption(counts)} {chosen} Lower is better everywhere; ± is a standard error."]
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(number: Number, metric: Metric) -> str:
+    if number.value is None:
+        return "–"
+    return shown_number(number.value, metric) + ("" if number.error is None else f" ± {shown_number(number.error, metric)}")
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
