@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := .selfcascade
 UI_PORT ?= 4200
+UI_HOME ?= $(CURDIR)/$(LOCAL)/prefect
 
 .PHONY: demo test test-full ui lint mutants bench configs constraints docs clean
 
@@ -17,7 +18,7 @@ test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest -m full
 
 ui: $(VENV)/.user
-	PREFECT_HOME="$(CURDIR)/$(LOCAL)/prefect" PREFECT_SERVER_ANALYTICS_ENABLED=false \
+	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false \
 	$(BIN)/prefect server start --host 127.0.0.1 --port $(UI_PORT)
 
 lint: $(VENV)/.dev $(LOCAL)/types

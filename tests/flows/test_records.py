@@ -1,0 +1,74 @@
+"""Records of runs: what is written, read back, and made into times and estimates."""
+
+import pytest
+
+from selfcascade.settings import SettingsError
+from selfcascade_flows.configuration import load
+from selfcascade_flows.outlook import Step
+from selfcascade_flows.rates import SECONDS, seconds_of
+from selfcascade_flows.variants import variant, variants
+from selfcascade_tasks.record import RunRecord, StageCost, UnitCost, earlier_costs, recorded
+
+UNIT = UnitCost(unit=0, work=10, seconds=5.0, cpu_seconds=4.0, peak_bytes=1000)
+
+
+def step(**changes):
+    return Step(**({"stage": "generate", "name": "demo-base", "units": 4, "done": 0, "work": 128.0, "method": "base"} | changes))
+
+
+def test_a_stage_is_recorded_with_its_units_also_when_it_fails(store):
+    with recorded(store, "curate", "fine") as cost:
+        cost.artifact, cost.units = "datasets/fine@0", 2
+        cost.add(UNIT)
+        cost.add(UNIT.model_copy(update={"peak_bytes": 3000}))
+    with pytest.raises(ValueError, match="boom"), recorded(store, "adapt", "failed"):
+        raise ValueError("boom")
+    [info] = list(store.list("runs/"))
+    record = RunRecord.model_validate_json(store.read(info.key))
+    fine, failed = record.stages
+    assert (fine.done, fine.work, fine.unit_seconds, fine.peak_bytes) == (2, 20, 10.0, 3000)
+    assert (failed.stage, failed.done) == ("adapt", 0)
+    assert record.host["python"]
+
+
+def test_records_of_another_form_are_passed_over(store):
+    store.put_cache("runs/old.json", b'{"run": 1}')
+    store.put_cache("runs/torn.json", b"{")
+    store.put_cache("runs/page.html", b"<html>")
+    good = RunRecord(run="good", started="now", stages=[StageCost(stage="curate", name="x")])
+    store.put_cache(good.key, good.model_dump_json().encode())
+    assert [cost.name for cost in earlier_costs(store)] == ["x"]
+
+
+def test_an_estimate_follows_the_newest_record_of_that_name():
+    run = load("demo")
+    costs = [
+        StageCost(stage="generate", method="base", name="other", done=1, work=1, unit_seconds=99),
+        StageCost(stage="generate", method="base", name="demo-base", done=2, work=64, unit_seconds=32),
+        StageCost(stage="generate", method="base", name="demo-base", done=2, work=64, unit_seconds=999),
+    ]
+    assert seconds_of(step(), run, costs) == pytest.approx(128 * 0.5 / run.execution.workers)
+    assert seconds_of(step(done=3, work=32.0), run, costs) == pytest.approx(32 * 0.5)
+    assert seconds_of(step(serial=True), run, costs) == pytest.approx(128 * 0.5)
+    assert seconds_of(step(published=True), run, costs) == 0
+
+
+def test_without_a_record_the_measured_rate_serves_the_shipped_base_alone():
+    assert seconds_of(step(), load("demo"), []) == pytest.approx(128 * SECONDS["generate", "base"] / 2)
+    assert seconds_of(step(), load("sdxl-2048"), []) is None
+
+
+def test_samples_are_named_after_run_and_method():
+    run = load("demo")
+    found = variants(run)
+    assert list(found) == ["base", "lanczos", "direct eta 0", "direct eta 1", "tuning-free", "tuned"]
+    assert {sampling.name for sampling in found.values()} >= {"demo-base", "demo-direct-eta-0", "demo-tuned"}
+    assert found["direct eta 1"].cascade.eta == 1
+    assert found["tuned"].upsampler == "upsamplers/demo"
+    assert found["tuning-free"].upsampler is None
+    assert variant(run, "direct") == found["direct eta 0"]
+
+
+def test_two_bases_in_one_run_are_refused():
+    with pytest.raises(SettingsError, match="set both to one base"):
+        variants(load("demo", ["generation.base=other"]))

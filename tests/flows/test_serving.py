@@ -1,0 +1,87 @@
+"""The two ways to a Prefect UI: the runs of the past (`make ui`), and flows that can be started (`selfcascade serve`)."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import command, environment, small
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.full
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def asked(port, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        text = reply.read().decode()
+    return json.loads(text) if path.startswith("/api") else text
+
+
+def until(answer, seconds):
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            found = answer()
+            if found:
+                return found
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def running(arguments, cwd, log):
+    with log.open("w") as sink, subprocess.Popen(arguments, cwd=cwd, env=environment(), stdout=sink, stderr=sink, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(40)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_make_ui_shows_the_runs_of_the_past(home, tmp_path):
+    port = free_port()
+    run = re.search(r"flow-run/(\S+)", (home / "output.txt").read_text()).group(1)
+    recipe = ["make", "-o", ".venv/.user", "ui", f"UI_PORT={port}", f"UI_HOME={home / '.selfcascade/prefect'}"]
+    with running(recipe, ROOT, tmp_path / "log"):
+        until(lambda: asked(port, "/api/health"), 180)
+        found = asked(port, f"/api/flow_runs/{run}")
+        assert (found["name"], found["state_type"]) == ("demo", "COMPLETED")
+        artifacts = asked(port, "/api/artifacts/latest/filter", {"limit": 100})
+        assert {"evaluate-demo", "evaluate-demo-sheet", "generate-demo-tuned-sheet"} <= {artifact["key"] for artifact in artifacts}
+        assert '<div id="app">' in asked(port, "/") or "<html" in asked(port, "/").lower()
+
+
+def test_a_flow_is_started_from_the_form_of_the_ui(tmp_path):
+    port = free_port()
+    with running(command("serve", "--port", str(port), *small(), "--set", "store.secret_key=hush", "--set", "store.access_key=me"), tmp_path, tmp_path / "log"):
+        deployments = until(lambda: len(found := asked(port, "/api/deployments/filter", {})) == 6 and found, 240)
+        by_flow = {asked(port, f"/api/flows/{item['flow_id']}")["name"]: item for item in deployments}
+        assert set(by_flow) == {"curate", "pretrain", "adapt", "generate", "evaluate", "pipeline"}
+        assert "hush" not in json.dumps(deployments)
+        form = by_flow["curate"]["parameter_openapi_schema"]
+        assert form["definitions"]["FilterSettings"]["properties"]["min_side"]["description"] == "smallest side in pixels of the decoded picture"
+        started = asked(port, f"/api/deployments/{by_flow['curate']['id']}/create_flow_run", {"name": "by hand"})
+        state = until(lambda: (found := asked(port, f"/api/flow_runs/{started['id']}"))["state_type"] in ("COMPLETED", "FAILED", "CRASHED") and found, 300)
+        assert state["state_type"] == "COMPLETED", (tmp_path / "log").read_text()[-3000:]
+        assert state["name"] in ("by hand", "curate twemoji")
