@@ -106,6 +106,7 @@ def verify(artifact: Reference, config: Config = "demo", set_: Set = None, debug
 
 def purge(
     key: Annotated[list[str], typer.Option("--key", "-k", help="Key of a sample; repeatable.")],
+    what: Annotated[str, typer.Argument(metavar="[KIND/NAME]", help="Only this dataset or these samples, all versions of it; default: everything.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="Kept in the record.")] = "removal request",
     config: Config = "demo",
     set_: Set = None,
@@ -113,13 +114,13 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be touched, change nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Remove samples from all versions of all datasets and samples, and from the caches; a record stays. Cannot be undone."""
+    """Remove samples from all versions of datasets and samples, and from the caches; a record stays. Cannot be undone."""
     from selfcascade.storage import Store
     from selfcascade.storage.purge import plan_purge
     from selfcascade.storage.purge import purge as purge_samples
 
     with Store.open(store_settings(config, set_), read_only=dry_run) as store:
-        planned = plan_purge(store, key)
+        planned = plan_purge(store, key, what.strip("/"))
         for object_key in planned.rewritten:
             typer.echo(f"rewrite  {object_key}")
         for object_key in planned.deleted:

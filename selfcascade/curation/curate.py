@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from selfcascade.curation.record import Entry, Picture, Rejected, version_of_lis
 from selfcascade.curation.sources import Source, open_source
 from selfcascade.curation.splits import split_of
 from selfcascade.settings import SettingsError
-from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, entry_of
+from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, entry_of, withdrawn
 
 _listed: dict[str, list[Entry]] = {}
 """The listing that this process made last, by its version: planning and staging in one process read the source once."""
@@ -40,7 +41,7 @@ def plan_curation(settings: CurationSettings, store: Store) -> CurationPlan:
     Raises:
         SettingsError: the source is missing, unreadable or holds no picture.
     """
-    entries = open_source(settings, store).listing()
+    entries = _list(open_source(settings, store), settings, store)
     listing = version_of_listing(entries)
     _listed.clear()
     _listed[listing] = entries
@@ -74,7 +75,7 @@ def stage_listing(settings: CurationSettings, store: Store, plan: CurationPlan) 
     entries = _listed.get(plan.listing)
     if entries is None:
         source = open_source(settings, store)
-        entries = source.listing()
+        entries = _list(source, settings, store)
         if version_of_listing(entries) != plan.listing:
             raise SettingsError(f"source: {source.label} changed after it was listed; let nothing write there meanwhile and run again")
     marked = list(mark_duplicates(_check_captions(entries, settings.filters)))
@@ -161,6 +162,16 @@ def curate(settings: CurationSettings, store: Store, *, workers: int = 1) -> Art
                 for future in [pool.submit(curate_unit, settings, store, plan, index) for index in plan.todo]:
                     future.result()
         return publish_curation(settings, store, plan)
+
+
+def _list(source: Source, settings: CurationSettings, store: Store) -> list[Entry]:
+    """The listing; what was removed on request, and every equal picture, is rejected and loses its caption, so that the dataset has another version."""
+    entries = source.listing()
+    gone = withdrawn(store, f"datasets/{settings.name}")
+    if not gone.keys and not gone.contents:
+        return entries
+    digests = {f"sha256:{content}" for content in gone.contents} | {entry.digest for entry in entries if entry.key in gone.keys and entry.digest}
+    return [replace(entry, caption=None, reason="removed on request") if entry.key in gone.keys or entry.digest in digests else entry for entry in entries]
 
 
 def _keep(source: Source, entries: Iterable[Entry], settings: CurationSettings, rejected: dict[str, dict[str, Any]]) -> Iterator[tuple[Entry, Picture, str]]:

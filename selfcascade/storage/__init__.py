@@ -17,7 +17,7 @@ from selfcascade.storage.leases import Lease, lease
 from selfcascade.storage.manifest import ArtifactRef, Kind, Manifest, artifact_version
 from selfcascade.storage.plan import Plan
 from selfcascade.storage.store import ObjectInfo, Store
-from selfcascade.storage.tombstone import purged_samples
+from selfcascade.storage.tombstone import Withdrawn, withdrawn
 
 __all__ = [
     "BLOCK",
@@ -39,12 +39,13 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreUnreachable",
+    "Withdrawn",
     "artifact_version",
     "entry_of",
     "lease",
-    "purged_samples",
     "reference",
     "resolve",
     "rollback",
     "versions",
+    "withdrawn",
 ]

@@ -3,7 +3,7 @@
 What happens, in this order, so that a killed purge is finished by running it again:
 
 1. a record under ``purged/records/`` names sample, reason and objects, and the artifacts that were made from the affected ones: weights that
-   were trained on a picture and reports that show it are listed there, not changed. Curation rejects recorded samples from then on.
+   were trained on a picture and reports that show it are listed there, not changed. Curation rejects recorded samples and equal pictures from then on.
 2. shards (``*.tar``) and tables (``*.parquet``) of datasets and samples are read; those that hold the sample are rewritten without it. A
    tombstone is written first: it says which bytes are right from now on. Manifests do not change; ``verify`` reports such an object as purged.
    Units of artifacts that are not published yet are deleted instead; their run makes them again.
@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfcascade.storage import embedded
 from selfcascade.storage.collect import VERSIONED
@@ -28,7 +29,7 @@ from selfcascade.storage.errors import NotFound
 from selfcascade.storage.leases import Collector, collecting
 from selfcascade.storage.manifest import KINDS, MANIFEST, Manifest
 from selfcascade.storage.store import Store
-from selfcascade.storage.tombstone import RECORDS, Tombstone, purged_samples, tombstone, tombstones
+from selfcascade.storage.tombstone import RECORDS, Tombstone, tombstone, tombstones
 
 HOLDERS = ("datasets", "samples")
 
@@ -38,6 +39,10 @@ class Purge:
     """What a removal touches: object keys, by what happens to them."""
 
     samples: tuple[str, ...]
+    contents: tuple[str, ...]
+    """SHA-256 of the original pictures, as the tables have it."""
+    artifacts: tuple[str, ...]
+    """``kind/name`` of what held the samples."""
     rewritten: tuple[str, ...]
     deleted: tuple[str, ...]
     """Objects of unpublished units that hold a sample, with everything that was derived from them."""
@@ -46,32 +51,52 @@ class Purge:
     """Artifacts made from affected ones; they are not changed."""
 
 
-def plan_purge(store: Store, samples: Iterable[str]) -> Purge:
-    """Look for samples by key in all shards and tables; changes nothing. Reads every shard.
+def plan_purge(store: Store, samples: Iterable[str], under: str = "") -> Purge:
+    """Look for samples by key in shards and tables; changes nothing. Reads every shard.
+
+    Args:
+        store: the store.
+        samples: keys of samples, as in the ``key`` column of the tables.
+        under: ``kind/name`` to search alone, since two sources may use one key for two pictures; all datasets and samples when empty.
 
     Raises:
-        NotFound: no artifact holds any of the samples.
+        NotFound: nothing holds any of the samples.
     """
     wanted = frozenset(samples)
-    found = {info.key for kind in HOLDERS for info in store.list(f"{kind}/")}
+    if under and not under.startswith(tuple(f"{kind}/" for kind in HOLDERS)):
+        raise NotFound(f"{under!r} cannot hold samples; write {' or '.join(f'{kind}/NAME' for kind in HOLDERS)}")
+    found = {info.key for place in ([under] if under else HOLDERS) for info in store.list(f"{place.strip('/')}/")}
     published = {key.removesuffix(f"/{MANIFEST}") for key in found if key.endswith(f"/{MANIFEST}")}
     rewritten: list[str] = []
     deleted: set[str] = set()
+    contents: set[str] = set()
     for key in sorted(found):
         match = VERSIONED.fullmatch(key)
-        if match is None or not key.endswith((".tar", ".parquet")) or not _holds(store, key, wanted):
+        if match is None or not key.endswith((".tar", ".parquet")):
             continue
+        holds, originals = _look(store, key, wanted)
+        if not holds:
+            continue
+        contents |= originals
         if match[1] in published:
             rewritten.append(key)
         else:
             deleted |= {other for other in found if other.startswith((f"{_unit(key)}.", f"{_unit(key)}_"))}
     before = {stone.key for stone in tombstones(store) if wanted & set(stone.samples)} & found  # of a purge that was killed, or of an equal one
-    if not rewritten and not deleted and not before and not wanted <= purged_samples(store):
-        raise NotFound(f"no dataset and no samples in {store.uri('')} hold {', '.join(sorted(wanted))}; `selfcascade show` lists tables with keys")
+    if not rewritten and not deleted and not before:
+        raise NotFound(f"no dataset and no samples in {store.uri(under)} hold {', '.join(sorted(wanted))}; keys are in the key column of the tables")
     rewritten = sorted({*rewritten, *before})
     touched = {key.rpartition("/")[0] for key in rewritten}
     caches = sum(1 for _ in store.list("cache/"))
-    return Purge(tuple(sorted(wanted)), tuple(rewritten), tuple(sorted(deleted)), caches, _derived(store, touched))
+    return Purge(
+        samples=tuple(sorted(wanted)),
+        contents=tuple(sorted(contents)),
+        artifacts=tuple(sorted({"/".join(key.split("/")[:2]) for key in (*rewritten, *deleted)})),
+        rewritten=tuple(rewritten),
+        deleted=tuple(sorted(deleted)),
+        caches=caches,
+        derived=_derived(store, touched),
+    )
 
 
 def purge(store: Store, planned: Purge, *, reason: str) -> str:
@@ -99,6 +124,8 @@ def _record(store: Store, planned: Purge, reason: str) -> str:
     key = f"{RECORDS}{moment:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.json"
     tree = {
         "samples": planned.samples,
+        "contents": planned.contents,
+        "artifacts": planned.artifacts,
         "reason": reason,
         "when": moment.isoformat(),
         "rewritten": planned.rewritten,
@@ -110,14 +137,16 @@ def _record(store: Store, planned: Purge, reason: str) -> str:
     return key
 
 
-def _holds(store: Store, key: str, samples: frozenset[str]) -> bool:
+def _look(store: Store, key: str, samples: frozenset[str]) -> tuple[bool, set[str]]:
+    """Whether a shard or table holds one of the samples, and the digests of the originals that a table gives."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(key).name
         store.download(key, path)
         if path.suffix == ".parquet":
-            return _table_without(path, samples) is not None
+            rows = _rows(path, samples)
+            return bool(rows), {str(row["sha256"]) for row in rows if row.get("sha256")}
         with tarfile.open(path) as archive:
-            return any(_sample_of(name) in samples for name in archive.getnames())
+            return any(_sample_of(name) in samples for name in archive.getnames()), set()
 
 
 def _rewrite(store: Store, key: str, samples: frozenset[str], collector: Collector) -> None:
@@ -125,10 +154,7 @@ def _rewrite(store: Store, key: str, samples: frozenset[str], collector: Collect
         path, changed = Path(folder) / Path(key).name, Path(folder) / f"new-{Path(key).name}"
         store.download(key, path)
         if path.suffix == ".parquet":
-            content = _table_without(path, samples)
-            if content is None:
-                return
-            changed.write_bytes(content)
+            changed.write_bytes(_table_without(path, samples))
         else:
             with tarfile.open(path) as archive, tarfile.open(changed, "w", format=tarfile.USTAR_FORMAT) as result:
                 for member in archive:
@@ -142,20 +168,23 @@ def _rewrite(store: Store, key: str, samples: frozenset[str], collector: Collect
         store.overwrite(key, changed)
 
 
-def _table_without(path: Path, samples: frozenset[str]) -> bytes | None:
-    """The table without the rows of the samples, as parquet; None when it has none of them."""
+def _rows(path: Path, samples: frozenset[str]) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    names = [name for name in ("key", "sha256") if name in pq.read_schema(path).names]
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist() if "key" in names else []
+    return [row for row in rows if row["key"] in samples]
+
+
+def _table_without(path: Path, samples: frozenset[str]) -> bytes:
+    """The table without the rows of the samples, as parquet."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    if "key" not in table.column_names:
-        return None
-    mask = pc.is_in(table["key"], value_set=pa.array(sorted(samples), type=table.schema.field("key").type))
-    if not pc.any(mask).as_py():
-        return None
+    kept = [number for number, key in enumerate(table["key"].to_pylist()) if key not in samples]
     sink = pa.BufferOutputStream()
-    pq.write_table(table.filter(pc.invert(mask)), sink)
+    pq.write_table(table.take(kept), sink)
     return bytes(sink.getvalue())
 
 

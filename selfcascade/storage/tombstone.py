@@ -56,9 +56,23 @@ def _parse(key: str, data: bytes) -> Tombstone:
     return Tombstone(key, tuple(ObjectEntry.model_validate(entry) for entry in tree["entries"]), tuple(tree["samples"]))
 
 
-def purged_samples(store: Store) -> frozenset[str]:
-    """Keys of all samples that were ever removed on request; curation rejects them."""
-    found: set[str] = set()
+@dataclass(frozen=True)
+class Withdrawn:
+    """What was removed on request and must not come back."""
+
+    keys: frozenset[str]
+    """Sample keys."""
+    contents: frozenset[str]
+    """SHA-256, in hex, of the original pictures, where the tables had it: it holds under any name."""
+
+
+def withdrawn(store: Store, base: str) -> Withdrawn:
+    """What a new version of ``base`` (kind/name) has to leave out: keys removed from ``base``, contents removed from anywhere."""
+    keys: set[str] = set()
+    contents: set[str] = set()
     for info in store.list(RECORDS):
-        found.update(json.loads(store.read(info.key))["samples"])
-    return frozenset(found)
+        record = json.loads(store.read(info.key))
+        contents.update(record["contents"])
+        if base in record["artifacts"]:
+            keys.update(record["samples"])
+    return Withdrawn(frozenset(keys), frozenset(contents))

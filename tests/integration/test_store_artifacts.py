@@ -1,5 +1,6 @@
 """What an artifact promises: committed whole or not at all, once, with the same bytes whoever wrote them and however often they were killed."""
 
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfcascade.config import CurationSettings
-from selfcascade.storage import Artifact, IntegrityError, NotFound, Store, lease, purged_samples, resolve, rollback, versions
+from selfcascade.storage import Artifact, IntegrityError, NotFound, Store, Withdrawn, lease, resolve, rollback, versions, withdrawn
 from selfcascade.storage import pointer as pointers
 from selfcascade.storage.collect import collect, plan_collection
 from selfcascade.storage.leases import COLLECTOR, Lease, collecting, leased
@@ -484,7 +485,7 @@ def shard(keys: list[str]) -> bytes:
 
 def table(keys: list[str]) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.table({"key": keys, "caption": [f"caption of {key}" for key in keys]}), sink)
+    pq.write_table(pa.table({"key": keys, "sha256": [hashlib.sha256(f"original {key}".encode()).hexdigest() for key in keys]}), sink)
     return sink.getvalue()
 
 
@@ -534,7 +535,9 @@ def test_a_removed_sample_is_gone_from_all_versions_and_caches_and_only_that(sto
     assert kept["samples"] == ["cat"]
     assert kept["reason"] == "asked for by the author"
     assert kept["derived"] == [str(upsampler.ref)]
-    assert purged_samples(store) == {"cat"}
+    original = hashlib.sha256(b"original cat").hexdigest()
+    assert withdrawn(store, "datasets/pics") == Withdrawn(frozenset({"cat"}), frozenset({original}))
+    assert withdrawn(store, "datasets/other") == Withdrawn(frozenset(), frozenset({original}))
 
 
 def test_the_bytes_of_a_removed_sample_leave_the_disk(store):
@@ -599,6 +602,20 @@ def test_a_killed_removal_is_finished_by_running_it_again(store, moment):
     assert "cat.png" not in members(found.read("00000.tar"))
     assert all(finding.is_sound for finding in verify(found))
     assert list(store.list("cache/")) == []
+
+
+def test_a_removal_can_be_kept_to_one_name(store):
+    """Two sources may use one key for two pictures."""
+    pics, other = dataset(store, 256), planned(store, name="other")
+    other.put("00000.tar", shard(["cat"]))
+    other.publish(counts={})
+    purge(store, plan_purge(store, ["cat"], "datasets/other"), reason="r")
+    assert members(resolve(store, str(other.ref)).read("00000.tar")) == []
+    assert "cat.png" in members(resolve(store, str(pics.ref)).read("00000.tar"))
+    assert withdrawn(store, "datasets/other").keys == {"cat"}
+    assert withdrawn(store, "datasets/pics").keys == set()
+    with pytest.raises(NotFound, match=r"'reports/x' cannot hold samples; write datasets/NAME or samples/NAME"):
+        plan_purge(store, ["cat"], "reports/x")
 
 
 def test_a_sample_that_nobody_has_is_said(store):

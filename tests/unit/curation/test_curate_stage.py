@@ -19,6 +19,7 @@ from selfcascade.curation.reading import read_samples, read_table
 from selfcascade.curation.record import kind_of
 from selfcascade.settings import SettingsError
 from selfcascade.storage import ArtifactRef, IntegrityError, NotFound, Store, resolve
+from selfcascade.storage.purge import plan_purge, purge
 
 
 @pytest.fixture
@@ -333,3 +334,19 @@ def test_bytes_hold_no_host_no_clock_and_no_path(pictures, store):
     for trace in (str(pictures.folder), os.uname().nodename, str(Path.home())):
         assert trace.encode() not in everything
     assert json.loads(store.read(f"{ref.prefix}/00000_stats.json"))["kept"] == 6
+
+
+def test_a_picture_removed_on_request_does_not_come_back(pictures, store):
+    """The same command makes a new version without it, without a copy of it under another name, and without its caption; the old version's shards lost it."""
+    pictures.put_good_ones()
+    pictures.put("zz/copy.png", (pictures.folder / "good/002.png").read_bytes(), "a copy")
+    before = curate(pictures.settings(), store)
+    purge(store, plan_purge(store, ["good-002"]), reason="asked for by the author")
+    after = curate(pictures.settings(), store)
+    assert after.version != before.version
+    assert {sample.key for sample in read_samples(resolve(store, str(before)))} == {sample.key for sample in read_samples(resolve(store, str(after)))}
+    found = rows(store)
+    assert {key: (row["kept"], row["reason"], row["caption"]) for key, row in found.items() if not row["kept"]} == dict.fromkeys(
+        ("good-002", "zz-copy"), (False, "removed on request", None)
+    )
+    assert curate(pictures.settings(), store) == after
