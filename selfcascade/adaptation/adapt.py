@@ -113,7 +113,8 @@ def encode_unit(settings: AdaptationSettings, store: Store, plan: AdaptationPlan
     dataset, base = _dataset(store, plan), _base(settings, store, plan)
     recipe = _recipe(settings, base, plan.device)
     if plan.shards[unit] in missing_shards(store, dataset, recipe):
-        encode_shard(store, dataset, plan.shards[unit], Encoder(_pipeline(base, torch.float32, plan.device), recipe))
+        with enough_memory(settings, remedy="lower the size or execution.workers, or use a device with more memory"):
+            encode_shard(store, dataset, plan.shards[unit], Encoder(_pipeline(base, torch.float32, plan.device), recipe))
 
 
 def train_upsampler(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, progress: Callable[[TrainingStep], None] | None = None) -> int:
@@ -135,7 +136,7 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     if plan.published:
         return 0
     base = _base(settings, store, plan)
-    with threads(settings.compute.threads), enough_memory(settings):
+    with threads(settings.compute.threads), enough_memory(settings, remedy="lower the batch, or use upsampler.inject=skip or compute.dtype=bfloat16"):
         latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
         pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)

@@ -69,16 +69,14 @@ def stage_of(settings: AdaptationSettings, base: ResolvedBase) -> int:
 
 
 @contextmanager
-def enough_memory(settings: AdaptationSettings) -> Iterator[None]:
-    """Turns what torch raises when memory ends into one line."""
+def enough_memory(settings: AdaptationSettings, *, remedy: str) -> Iterator[None]:
+    """Turns what torch raises when memory ends into one line that ends with ``remedy``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; on the CPU there is but the text
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
             raise
-        raise SettingsError(
-            f"out of memory with adaptation.batch={settings.batch} at size {settings.size}; lower it, or use upsampler.inject=skip or compute.dtype=bfloat16"
-        ) from None
+        raise SettingsError(f"out of memory with adaptation.size={settings.size} and adaptation.batch={settings.batch}; {remedy}") from None
 
 
 def _captions(dataset: Artifact) -> Iterator[bool]:

@@ -235,7 +235,7 @@ def test_a_base_that_changed_since_the_plan_is_refused(world: Store, tiny_base: 
 def test_exhausted_memory_is_one_line(world: Store, settings: AdaptationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch raises when an allocation fails names the batch and the size."""
     monkeypatch.setattr(Trainer, "advance", lambda self: torch.empty(2**60))
-    with pytest.raises(SettingsError, match=r"out of memory with adaptation\.batch=4 at size 128; lower it"):
+    with pytest.raises(SettingsError, match=r"out of memory with adaptation\.size=128 and adaptation\.batch=4; lower the batch"):
         train_upsampler(settings.model_copy(update={"seed": 77}), world, plan_adaptation(settings.model_copy(update={"seed": 77}), world))
 
 
