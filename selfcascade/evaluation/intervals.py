@@ -2,7 +2,8 @@
 
 Drawing with replacement would put equal pictures into the kernel sums and bias KID upwards, and it would lower the rank of the covariances in FID.
 Half-samples are a delete-d jackknife with d = n / 2: for statistics that are smooth in the distribution, the spread of a half-sample's value around the
-mean of them is the standard error of the whole sample's value (Shao and Wu, "A general theory for jackknife variance estimation", 1989).
+mean of them is the standard error of the whole sample's value (Shao and Wu, "A general theory for jackknife variance estimation", 1989). At a distance of
+about 0 KID has no linear term and its half-samples spread more than that: errors are then too large, never too small.
 """
 
 from __future__ import annotations
