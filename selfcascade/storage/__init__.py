@@ -1,7 +1,7 @@
 """Artifacts in an object store: nothing overwritten, everything checked, found again by what it was made from."""
 
 from selfcascade.storage.artifact import Artifact, reference, resolve, rollback, versions
-from selfcascade.storage.entry import BLOCK, ObjectEntry, entry_of
+from selfcascade.storage.entry import BLOCK, ObjectEntry, ObjectInfo, entry_of
 from selfcascade.storage.errors import (
     BucketMissing,
     ConditionalWritesUnsupported,
@@ -16,7 +16,7 @@ from selfcascade.storage.errors import (
 from selfcascade.storage.leases import Lease, lease
 from selfcascade.storage.manifest import ArtifactRef, Kind, Manifest, artifact_version
 from selfcascade.storage.plan import Plan
-from selfcascade.storage.store import ObjectInfo, Store
+from selfcascade.storage.store import Store
 from selfcascade.storage.tombstone import Withdrawn, withdrawn
 
 __all__ = [

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from selfcascade.storage import embedded
+from selfcascade.storage.entry import ObjectInfo
 from selfcascade.storage.leases import collecting, expired, leased
 from selfcascade.storage.manifest import KINDS, MANIFEST, Manifest
-from selfcascade.storage.store import ObjectInfo, Store
+from selfcascade.storage.store import Store
 
 VERSIONED = re.compile(r"((?:" + "|".join(KINDS) + r")/[^/]+/[0-9a-f]{64})/(.+)")
 BATCH = 500

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +45,16 @@ class ObjectEntry(BaseModel):
         if 1 < len(self.blocks) <= METADATA_BLOCKS:
             found["blocks"] = base64.b64encode(b"".join(bytes.fromhex(block) for block in self.blocks)).decode()
         return found
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object; ``modified`` is by the store's clock."""
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
 
 
 class BlockHasher:
@@ -97,6 +110,12 @@ def entry_from_metadata(key: str, size: int, metadata: dict[str, str]) -> Object
     if len(packed) != 32 * count:
         return None
     return ObjectEntry(key=key, size=size, sha256=sha256, blocks=tuple(packed[i : i + 32].hex() for i in range(0, len(packed), 32)))
+
+
+def recorded(found: dict[str, Any]) -> str | None:
+    """SHA-256 that the writer left on an object, out of the store's reply; None on objects of other tools."""
+    sha256 = found.get("Metadata", {}).get("sha256")
+    return sha256 if sha256 is None else str(sha256)
 
 
 def _chunks(data: bytes | Path | Iterable[bytes]) -> Iterator[bytes | memoryview]:

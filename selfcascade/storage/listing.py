@@ -9,9 +9,10 @@ from datetime import datetime
 from selfcascade.storage import pointer
 from selfcascade.storage.artifact import Artifact, reference
 from selfcascade.storage.collect import VERSIONED
+from selfcascade.storage.entry import ObjectInfo
 from selfcascade.storage.errors import NotFound
 from selfcascade.storage.manifest import KINDS, MANIFEST, ArtifactRef
-from selfcascade.storage.store import ObjectInfo, Store
+from selfcascade.storage.store import Store
 
 
 @dataclass(frozen=True)

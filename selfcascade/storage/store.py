@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import mimetypes
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,34 +17,21 @@ from botocore.exceptions import BotoCoreError, ClientError
 from selfcascade.config import StoreSettings
 from selfcascade.storage import probe
 from selfcascade.storage.connection import Connection
-from selfcascade.storage.entry import BLOCK, ObjectEntry, entry_from_metadata, entry_of
-from selfcascade.storage.errors import BucketMissing, Conflict, IntegrityError, NotFound, StoreError, StoreUnreachable
-from selfcascade.storage.multipart import put_parts
+from selfcascade.storage.entry import BLOCK, ObjectEntry, ObjectInfo, entry_from_metadata, entry_of, recorded
+from selfcascade.storage.errors import BucketMissing, Conflict, IntegrityError, NotFound, StoreError
+from selfcascade.storage.streaming import resumed, whole_file
+from selfcascade.storage.upload import upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 MIB = 2**20
-CHUNK = MIB
 PAGE = 1000
 """Keys that one listing request asks for; S3 gives no more."""
-BREAKS = 3
-"""Broken connections that one download survives."""
 OVERWRITABLE = ("cache/", "runs/", "leases/", "probe/", "purged/")
 """Prefixes of which nothing is part of an artifact."""
 
 T = TypeVar("T")
-mimetypes.add_type("application/vnd.apache.parquet", ".parquet")
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """One listed object; ``modified`` is by the store's clock."""
-
-    key: str
-    size: int
-    etag: str
-    modified: datetime
 
 
 class Store:
@@ -146,7 +130,7 @@ class Store:
         """As :meth:`read`, with the ETag that a compare-and-swap needs."""
         found: builtins.list[dict[str, Any]] = []
         data = b"".join(self.stream(key, found=found))
-        expected = sha256 or _recorded(found[0])
+        expected = sha256 or recorded(found[0])
         if expected is not None:
             self._compare(key, hashlib.sha256(data).hexdigest(), expected)
         return data, found[0]["ETag"]
@@ -157,23 +141,14 @@ class Store:
         ``found``, when given, receives what the store says of the object.
         """
         self._must_exist(key)
-        done, breaks = 0, 0
-        resume: dict[str, Any] = {}
-        while True:
-            reply = self._get(key, resume)
+
+        def get(more: dict[str, Any]) -> Any:
+            reply = self._get(key, more)
             if found is not None:
                 found[:] = [reply]
-            try:
-                with self._connection.reading(self._named(key)), closing(reply["Body"]) as body:
-                    for chunk in body.iter_chunks(CHUNK):
-                        done += len(chunk)
-                        yield chunk
-                return
-            except StoreUnreachable:
-                breaks += 1
-                if breaks > BREAKS:
-                    raise
-                resume = {"Range": f"bytes={done}-", "IfMatch": reply["ETag"]}
+            return reply
+
+        return resumed(get, lambda: self._connection.reading(self._named(key)))
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Stream an object to ``path``, which appears whole and checked or not at all.
@@ -181,23 +156,15 @@ class Store:
         Raises:
             NotFound, IntegrityError: as :meth:`read`.
         """
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         hasher = hashlib.sha256()
         found: builtins.list[dict[str, Any]] = []
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                for chunk in self.stream(key, found=found):
-                    hasher.update(chunk)
-                    file.write(chunk)
-            expected = sha256 or _recorded(found[0])
+        with whole_file(path) as file:
+            for chunk in self.stream(key, found=found):
+                hasher.update(chunk)
+                file.write(chunk)
+            expected = sha256 or recorded(found[0])
             if expected is not None:
                 self._compare(key, hasher.hexdigest(), expected)
-            part.replace(path)
-        except OSError as error:
-            raise StoreError(f"cannot write {path} ({error.strerror}); free space or choose another folder") from None
-        finally:
-            part.unlink(missing_ok=True)
 
     def read_range(self, entry: ObjectEntry, start: int, end: int) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of an object, checked by the digests of the blocks that hold them.
@@ -276,7 +243,7 @@ class Store:
             try:
                 self._put(entry, data, {"IfNoneMatch": "*"})
                 return entry
-            except Conflict:
+            except (Conflict, NotFound):  # the latter: the last request of an upload in parts was sent twice
                 adopted = self._adopt(key)
                 if adopted is not None:
                     return adopted
@@ -320,7 +287,7 @@ class Store:
         Raises:
             Conflict: the object exists.
         """
-        return self.call(key, lambda: put_parts(self.client, data, len(data), self._address(key), {}, {"IfNoneMatch": "*"}))
+        return self.call(key, lambda: upload(self.client, entry_of(key, data), data, self._address(key), {"IfNoneMatch": "*"}, in_parts=True))
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects; missing ones do not matter. Returns how many were named."""
@@ -342,18 +309,12 @@ class Store:
     def _put(self, entry: ObjectEntry, data: bytes | Path, condition: dict[str, Any], unsure: builtins.list[bool] | None = None) -> str:
         """One write under a condition; in parts above the threshold. Returns the ETag; ``unsure`` hears of failed tries that may have succeeded."""
         self._may_write()
-        described = {"Metadata": entry.metadata(), "ContentType": mimetypes.guess_type(entry.key)[0] or "application/octet-stream"}
+        in_parts = entry.size > self.settings.multipart_mb * MIB
 
         def put() -> str:
-            if entry.size > self.settings.multipart_mb * MIB:
-                if "IfNoneMatch" in condition and self._head(entry.key) is not None:
-                    raise Conflict(f"{self._named(entry.key)} exists")  # spares sending what would be refused
-                return put_parts(self.client, data, entry.size, self._address(entry.key), described, condition)
-            arguments: dict[str, Any] = {**self._address(entry.key), **described, **condition}
-            if isinstance(data, Path):
-                with data.open("rb") as body:
-                    return self.client.put_object(**arguments, Body=body)["ETag"]
-            return self.client.put_object(**arguments, Body=bytes(data))["ETag"]
+            if in_parts and "IfNoneMatch" in condition and self._head(entry.key) is not None:
+                raise Conflict(f"{self._named(entry.key)} exists")  # spares sending what would be refused
+            return upload(self.client, entry, data, self._address(entry.key), condition, in_parts=in_parts)
 
         def watched() -> str:
             try:
@@ -374,9 +335,9 @@ class Store:
             read = entry_of(key, self.stream(key))
         except NotFound:
             return None
-        recorded = _recorded(found)
-        if recorded is not None:
-            self._compare(key, read.sha256, recorded)
+        expected = recorded(found)
+        if expected is not None:
+            self._compare(key, read.sha256, expected)
         return read
 
     def _get(self, key: str, how: dict[str, Any]) -> Any:
@@ -426,9 +387,3 @@ class Store:
     def _full(self, key: str) -> str:
         prefix = self.settings.prefix.strip("/")
         return f"{prefix}/{key}" if prefix else key
-
-
-def _recorded(found: dict[str, Any]) -> str | None:
-    """SHA-256 that the writer left on an object; None on objects of other tools."""
-    recorded = found.get("Metadata", {}).get("sha256")
-    return recorded if recorded is None else str(recorded)
