@@ -161,15 +161,15 @@ def _find_upsampler(settings: GenerationSettings, store: Store) -> tuple[str, st
     """Reference and version of the upsampler."""
     if settings.upsampler is None:
         raise SettingsError("method 'tuned' needs an upsampler; set generation.upsampler (upsamplers/NAME, a folder or a hub id), or use method 'tuning-free'")
-    if names_artifact(settings.upsampler, "upsamplers"):
-        ref = resolve(store, settings.upsampler, "upsamplers").ref
-        return f"upsamplers/{ref.name}@{ref.version}", f"{ref.name}@{ref.version}"
-    if not (Path(settings.upsampler).is_dir() or HUB_ID.fullmatch(settings.upsampler)):
-        raise SettingsError(f"upsampler {settings.upsampler!r} is neither an artifact (upsamplers/NAME), nor a folder, nor a hub id (owner/name)")
-    from selfcascade.cascade.upsampler import load_upsampler
+    reference = settings.upsampler
+    if names_artifact(reference, "upsamplers"):
+        ref = resolve(store, reference, "upsamplers").ref
+        reference = f"upsamplers/{ref.name}@{ref.version}"
+    elif not (Path(reference).is_dir() or HUB_ID.fullmatch(reference)):
+        raise SettingsError(f"upsampler {reference!r} is neither an artifact (upsamplers/NAME), nor a folder, nor a hub id (owner/name)")
     from selfcascade.generation.models import upsampler_version
 
-    return settings.upsampler, upsampler_version(load_upsampler(settings.upsampler, store))
+    return reference, upsampler_version(reference, store)
 
 
 def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None) -> None:
@@ -191,7 +191,7 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
     from selfcascade.generation.sampling import samples
 
     torch.set_num_threads(settings.compute.threads)
-    pipeline = load_pipeline(plan.base, plan.upsampler, store, version=plan.inputs["base"], dtype=settings.compute.dtype, device=device)
+    pipeline = load_pipeline(plan.base, plan.upsampler, store, versions=plan.inputs, dtype=settings.compute.dtype, device=device)
     digest = relevant(settings).digest()
     made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"])
     return write_shard(path, made, method=settings.method, settings=digest)

@@ -21,7 +21,7 @@ FORMAT = 1
 """Raised by hand whenever the code of the base stage would give other latents."""
 
 
-def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, base: str, device: torch.device) -> str:
+def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, base: str, dtype: torch.dtype, device: torch.device) -> str:
     """Key in the store of the base latents of a chunk: a digest of everything that shapes their bytes.
 
     That is the base's version, each sample's prompt, negative prompt and seed in order, size, steps, guidance and eta, precision, batch and threads, and the
@@ -38,7 +38,8 @@ def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, ba
         "guidance_scale": cascade.guidance_scale,
         "eta": cascade.eta,
         "batch": settings.batch,
-        "compute": settings.compute.what(),
+        "dtype": str(dtype),
+        "threads": torch.get_num_threads(),
         "device": [device.type, kind],
         "versions": [torch.__version__, diffusers.__version__, transformers.__version__],
     }

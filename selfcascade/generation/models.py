@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from selfcascade.bases import ResolvedBase, resolve_base
+from selfcascade.bases import ResolvedBase, names_artifact, resolve_base
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
@@ -27,7 +28,13 @@ _lock = threading.RLock()
 
 
 def load_pipeline(
-    base: str, upsampler: str | None = None, store: Store | None = None, *, version: str | None = None, dtype: Dtype = "float32", device: str = "auto"
+    base: str,
+    upsampler: str | None = None,
+    store: Store | None = None,
+    *,
+    versions: Mapping[str, str] = MappingProxyType({}),
+    dtype: Dtype = "float32",
+    device: str = "auto",
 ) -> SelfCascadePipeline:
     """A cascade of a base, ready to sample by DDIM (the paper's sampler, whichever the base ships). Its networks stay in memory for the next call.
 
@@ -37,7 +44,7 @@ def load_pipeline(
         base: as :func:`selfcascade.bases.resolve_base` takes it.
         upsampler: artifact (with its version), folder or hub id of a feature upsampler.
         store: where artifacts are looked up.
-        version: ``name@version`` that the base must have; unset: any.
+        versions: what "base" and "upsampler" must be, as a plan's inputs name them; any, where one is left out.
         dtype: of UNet, text encoders and upsampler.
         device: torch device, or "auto".
 
@@ -45,11 +52,12 @@ def load_pipeline(
         SettingsError: base or upsampler do not load, or do not belong together, or are not of that version; or the device does not exist.
     """
     where, precision = resolve_device(device), getattr(torch, dtype)
+    base_version, version = versions.get("base"), versions.get("upsampler")
     with _lock:
-        pipeline = _once("base", (base, version, dtype, str(where)), lambda: _load_base(base, store, version, precision, where))
+        pipeline = _once("base", (base, base_version, dtype, str(where)), lambda: _load_base(base, store, base_version, precision, where))
         if upsampler is None:
             return pipeline
-        phi = _once("upsampler", (upsampler, dtype, str(where)), lambda: load_upsampler(upsampler, store, dtype=precision).to(where).requires_grad_(False))
+        phi = _once("upsampler", (upsampler, version, dtype, str(where)), lambda: _load_upsampler(upsampler, store, version, precision, where))
         return _quiet(SelfCascadePipeline.from_pipe(pipeline, upsampler=phi))
 
 
@@ -62,8 +70,11 @@ def outline(base: ResolvedBase) -> tuple[BaseSpec, str]:
     return spec_of(unet, vae), SelfCascadePipeline.load_config(base.location).get("base") or str(base)
 
 
-def upsampler_version(upsampler: FeatureUpsampler) -> str:
-    """SHA-256 of configuration and weights: the version of an upsampler that is no artifact."""
+def upsampler_version(reference: str, store: Store | None = None) -> str:
+    """The version of an upsampler: ``name@version`` of an artifact whose reference says so in full, else the SHA-256 of configuration and weights."""
+    if names_artifact(reference, "upsamplers"):
+        return reference.removeprefix("upsamplers/")
+    upsampler = load_upsampler(reference, store)
     config = {name: value for name, value in upsampler.config.items() if not name.startswith("_")}
     weights = hashlib.sha256(safetensors.torch.save({name: tensor.contiguous() for name, tensor in sorted(upsampler.state_dict().items())}))
     return digest_of({"config": json.loads(json.dumps(config)), "weights": weights.hexdigest()})
@@ -101,6 +112,14 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
     if device.type != "cpu" or dtype == torch.float32:
         pipeline.unet.to(memory_format=torch.channels_last)
     return _quiet(pipeline)
+
+
+def _load_upsampler(reference: str, store: Store | None, version: str | None, dtype: torch.dtype, device: torch.device) -> FeatureUpsampler:
+    if version is not None and upsampler_version(reference, store) != version:
+        raise SettingsError(f"upsampler {reference!r} has changed since it was planned as {version[:80]}; run again")
+    upsampler: FeatureUpsampler = load_upsampler(reference, store, dtype=dtype).to(device)
+    upsampler.requires_grad_(False)
+    return upsampler
 
 
 def _quiet(pipeline: SelfCascadePipeline) -> SelfCascadePipeline:

@@ -79,7 +79,8 @@ def _cached_bases(
         with _inference(settings):
             return torch.cat([base_latents(pipeline, batch, settings.cascade).cpu() for batch in batches])
 
-    return cached_latents(store, latents_key(specs, settings, base=base, device=pipeline.unet.device), compute)
+    key = latents_key(specs, settings, base=base, dtype=pipeline.unet.dtype, device=pipeline.unet.device)
+    return cached_latents(store, key, compute)
 
 
 @contextmanager

@@ -149,33 +149,25 @@ def test_batches_do_not_mix_prompts_with_and_without_a_negative_one():
     assert [[spec.prompt_id for spec in batch] for batch in batches_of(specs, 2)] == [["a", "b"], ["c"], ["d", "e"], ["f"]]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"batch": 3},
-        {"compute": {"dtype": "bfloat16", "threads": 1}},
-        {"compute": {"dtype": "float32", "threads": 2}},
-        {"cascade": {"steps": 5}},
-        {"cascade": {"guidance_scale": 2.0}},
-        {"cascade": {"eta": 0.5}},
-        {"cascade": {"height": 192}},
-    ],
-)
-def test_whatever_shapes_the_base_latents_is_in_their_key(generation, specs, change):
-    other = generation.model_validate({**generation.model_dump(), **{key: value for key, value in change.items() if key != "cascade"}})
-    other = other.model_copy(update={"cascade": other.cascade.model_copy(update=change.get("cascade", {}))})
-    cpu = torch.device("cpu")
-    assert latents_key(specs, other, base="b", device=cpu) != latents_key(specs, generation, base="b", device=cpu)
-    assert latents_key(specs, generation, base="c", device=cpu) != latents_key(specs, generation, base="b", device=cpu)
-    assert latents_key(specs[:-1], generation, base="b", device=cpu) != latents_key(specs, generation, base="b", device=cpu)
+def key_of(specs, settings, *, base="tiny@0", dtype=torch.float32):
+    return latents_key(specs, settings, base=base, dtype=dtype, device=torch.device("cpu"))
+
+
+def test_whatever_shapes_the_base_latents_is_in_their_key(generation, specs, monkeypatch):
+    changes = ({"steps": 5}, {"guidance_scale": 2.0}, {"eta": 0.5}, {"height": 192}, {"width": 192})
+    keys = {key_of(specs, generation.model_copy(update={"cascade": generation.cascade.model_copy(update=change)})) for change in changes}
+    keys |= {key_of(specs, generation), key_of(specs, generation, base="tiny@1"), key_of(specs, generation, dtype=torch.bfloat16)}
+    keys |= {key_of(specs[:-1], generation), key_of(specs[::-1], generation), key_of(specs, generation.model_copy(update={"batch": 3}))}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    keys.add(key_of(specs, generation))
+    monkeypatch.setattr(torch, "__version__", "0")
+    keys.add(key_of(specs, generation))
+    assert len(keys) == len(changes) + 8
 
 
 def test_what_only_later_stages_see_is_not_in_the_key_of_the_base_latents(generation, specs):
-    other = generation.model_copy(
-        update={"method": "base", "chunk": 9, "cascade": generation.cascade.model_copy(update={"start": 0.5, "t_min": 100, "strength": 0.5})}
-    )
-    cpu = torch.device("cpu")
-    assert latents_key(specs, other, base="b", device=cpu) == latents_key(specs, generation, base="b", device=cpu)
+    cascade = generation.cascade.model_copy(update={"start": 0.5, "t_min": 100, "strength": 0.5})
+    assert key_of(specs, generation.model_copy(update={"method": "base", "chunk": 9, "cascade": cascade})) == key_of(specs, generation)
 
 
 def test_bfloat16_is_close_to_float32(generation, tiny_upsampler, specs):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from models import NATIVE, saved_base
 
+from selfcascade.cascade.upsampler import load_upsampler
 from selfcascade.config import CascadeSettings, CurationSettings, PromptSettings
 from selfcascade.curation.shards import SCHEMA as DATASET_SCHEMA
 from selfcascade.generation import generate
@@ -194,6 +195,19 @@ def test_a_base_that_changes_after_planning_is_refused(store, generation, tiny_b
     saved_base(folder, seed=1)
     with pytest.raises(SettingsError, match=r"base 'base' is now at version .* but was planned as base@.*; run again"):
         generate_unit(generation, store, plan, 0, "cpu")
+
+
+def test_an_upsampler_that_changes_after_planning_is_refused(store, generation, tiny_upsampler, tmp_path):
+    folder = shutil.copytree(tiny_upsampler, tmp_path / "phi")
+    settings = generation.model_copy(update={"method": "tuned", "upsampler": str(folder)})
+    plan = plan_generation(settings, store)
+    assert plan.ref == plan_generation(settings.model_copy(update={"upsampler": str(tiny_upsampler)}), store).ref
+    changed = load_upsampler(str(folder))
+    next(changed.parameters()).data += 1
+    changed.save_pretrained(folder)
+    with pytest.raises(SettingsError, match=r"upsampler .*phi' has changed since it was planned as .*; run again"):
+        generate_unit(settings, store, plan, 0, "cpu")
+    assert plan_generation(settings, store).ref != plan.ref
 
 
 def test_tuned_without_an_upsampler_is_refused(store, generation):
