@@ -18,6 +18,8 @@ MaxHours = Annotated[float | None, typer.Option("--max-hours", min=0, help="Do n
 MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=0, help="Do not start work that is estimated to store more.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of every step.")]
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
 )
@@ -83,10 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
-        return int(app(arguments, prog_name="selfcascade", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="selfcascade", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        print("selfcascade: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -96,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _report(error)
+    if code == INTERRUPTED:  # typer, by its version, makes a code or an exception of Ctrl-C
+        print("selfcascade: interrupted; the same command goes on from here", file=sys.stderr)
+    return code
 
 
 def _report(error: Exception) -> int:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from selfcascade.config import PipelineSettings
@@ -40,16 +38,18 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
         look.check(max_hours, max_bytes)
         if dry_run:
             return 0
-    with PrefectServer() as server, _interruptible():
+    with PrefectServer() as server, ExitStack() as end:
         from selfcascade_tasks.store import opened
+        from selfcascade_tasks.workers import close_workers
 
+        end.callback(close_workers)
         store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
         flow, arguments, tell = _flow_of(stage, settings)
         _quiet(debug)
         server.wait()
         state = flow(**arguments, return_state=True)
         run = str(state.state_details.flow_run_id)
-        where = f"Prefect UI of this run:  make ui  and open  {UI}/runs/flow-run/{run}"
+        where = f"Prefect UI of this run:  {f'make ui  and open  {UI}' if server.is_ours else _ui()}/runs/flow-run/{run}"
         try:
             result = state.result()
         except SettingsError:
@@ -99,22 +99,11 @@ def _flow_of(stage: str, settings: PipelineSettings) -> tuple[Callable[..., Any]
             raise ValueError(stage)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """At Ctrl-C the workers end first: the flow waits for them before it can end itself. A second Ctrl-C ends everything."""
-    from selfcascade_tasks.workers import close_workers
+def _ui() -> str:
+    """Where the server of ``PREFECT_API_URL`` has its UI."""
+    from prefect.settings import PREFECT_UI_URL
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        close_workers()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        close_workers()
+    return str(PREFECT_UI_URL.value() or os.environ["PREFECT_API_URL"].removesuffix("/api"))
 
 
 def _quiet(debug: bool) -> None:

@@ -62,6 +62,11 @@ class PrefectServer:
             self._start(Path(os.environ["PREFECT_HOME"]))
         return self
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server is a child of this process rather than one that the user named."""
+        return self._child is not None
+
     def _start(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._log = home / "server.log"

@@ -14,6 +14,7 @@ from selfcascade.storage import Artifact, Plan
 from selfcascade_tasks.progress import StageProgress
 from selfcascade_tasks.record import StageCost, UnitCost, recorded
 from selfcascade_tasks.store import opened
+from selfcascade_tasks.workers import close_workers
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,22 @@ class StageRun:
     progress: StageProgress
 
     def wait(self, units: Iterable[PrefectFuture[UnitCost]]) -> None:
-        """Until every unit is done, in whatever order; the first failure ends the wait and what has not begun is not begun.
+        """Until every unit is done, in whatever order.
+
+        At the first failure no further unit begins, and those under way come to their end, which is kept. At Ctrl-C or a request to terminate they are ended
+        at once: otherwise the flow, which waits for them, could not end itself.
 
         Raises:
             Exception: what the failed unit raised.
         """
-        for unit in as_completed(list(units)):
-            self.cost.add(unit.result())
-            self.progress.advance()
+        try:
+            for unit in as_completed(list(units)):
+                self.cost.add(unit.result())
+                self.progress.advance()
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                close_workers()
+            raise
 
 
 @contextmanager
