@@ -210,6 +210,7 @@ class Watchdog:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        _remove_sockets(self.ports)
 
     def _end_leftover(self) -> None:
         """End a server whose watchdog was killed: two on one data folder would ruin it."""
@@ -224,6 +225,14 @@ class Watchdog:
                 if not _runs_on(pid, self.folder / "data"):
                     return
                 time.sleep(0.05)
+
+
+def _remove_sockets(ports: dict[str, int]) -> None:
+    """The server leaves its Unix sockets behind, named by their ports."""
+    for port in ports.values():
+        for path in (*Path("/tmp").glob(f"seaweedfs-*-{port}.sock"), *Path("/tmp").glob(f"seaweedfs-*-{port + GRPC}.sock")):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _is_free(port: int) -> bool:
