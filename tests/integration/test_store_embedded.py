@@ -73,7 +73,8 @@ def test_the_server_goes_some_seconds_after_its_last_user_was_killed(folder):
     two.kill()
     assert wait_for(lambda: gone(found.pid))
     assert wait_for(lambda: not embedded.status(folder).running)
-    assert not [path for port in watchdog.read_state(folder)["ports"].values() for path in Path("/tmp").glob(f"seaweedfs-*{port}.sock")]
+    ports = watchdog.read_state(folder)["ports"].values()
+    assert wait_for(lambda: not [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-*{port}.sock")])
     with Store.open(StoreSettings(folder=folder)) as store:
         assert store.read("users/one") == b"one"
         assert store.read("users/two") == b"two"
