@@ -191,6 +191,8 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
     from selfcascade.generation.sampling import samples
 
     torch.set_num_threads(settings.compute.threads)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     pipeline = load_pipeline(plan.base, plan.upsampler, store, versions=plan.inputs, dtype=settings.compute.dtype, device=device)
     digest = relevant(settings).digest()
     made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"])

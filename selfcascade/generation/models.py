@@ -27,6 +27,15 @@ _held: dict[str, tuple[Any, Any]] = {}
 _lock = threading.RLock()
 
 
+class OutOfMemory(SettingsError):
+    """The networks, or a batch, do not fit the device."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error is want of memory: CUDA has an error of its own for it, the CPU's allocator says it in words."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
 def load_pipeline(
     base: str,
     upsampler: str | None = None,
@@ -49,6 +58,7 @@ def load_pipeline(
         device: torch device, or "auto".
 
     Raises:
+        OutOfMemory: the networks do not fit the device.
         SettingsError: base or upsampler do not load, or do not belong together, or are not of that version; or the device does not exist.
     """
     where, precision = resolve_device(device), getattr(torch, dtype)
@@ -100,7 +110,14 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
     found = resolve_base(base, store)
     if version is not None and str(found) != version:
         raise SettingsError(f"base {found.name!r} is now at version {found.version[:12]} but was planned as {version[:80]}; run again")
-    pipeline = SelfCascadePipeline.from_pretrained(base, store=store, torch_dtype=dtype).to(device)
+    try:
+        pipeline = SelfCascadePipeline.from_pretrained(base, store=store, torch_dtype=dtype).to(device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory while loading base {found.name!r} on {device}; set generation.compute.dtype to bfloat16 or lower execution.workers"
+        ) from error
     pipeline.register_modules(upsampler=None)  # a saved cascade may bring one along; which one guides is a setting
     # Ancestral or multistep samplers know no eta; a base that ships one is sampled by DDIM on the same noise schedule.
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)

@@ -13,14 +13,11 @@ from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.config import GenerationSettings
 from selfcascade.generation.latents import cached_latents, latents_key
 from selfcascade.generation.methods import BUILDS_ON_BASE, METHODS, base_latents
+from selfcascade.generation.models import OutOfMemory, is_memory
 from selfcascade.generation.samples import Sample
 from selfcascade.generation.seeds import SampleSpec
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
-
-
-class OutOfMemory(SettingsError):
-    """The networks or a batch do not fit the device."""
 
 
 def samples(
@@ -90,15 +87,10 @@ def _inference(settings: GenerationSettings) -> Iterator[None]:
         with torch.inference_mode():
             yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_memory(error):
+        if not is_memory(error):
             raise
         cascade = settings.cascade
         raise OutOfMemory(
             f"out of memory while sampling {settings.batch} pictures of {cascade.height}x{cascade.width} at once by method {settings.method!r}; lower"
             f" generation.batch (now {settings.batch}), generation.cascade.height and width, or set generation.compute.dtype to bfloat16"
         ) from error
-
-
-def _is_memory(error: BaseException) -> bool:
-    """CUDA has an error of its own for it; the CPU's allocator says it in words."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
