@@ -63,9 +63,9 @@ def kid(real: Tensor, generated: Tensor, *, subset: int, subsets: int, seed: int
         seed: of the draws.
 
     Raises:
-        SettingsError: a set has fewer than four pictures, so that half of it has no pair.
+        SettingsError: a set has fewer than two pictures.
     """
-    _check(real, generated, least=4)
+    _check(real, generated)
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = kid_subset(subset, len(real), len(generated))
@@ -93,9 +93,9 @@ def _compact(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x @ basis, y @ basis
 
 
-def _check(real: Tensor, generated: Tensor, least: int = 2) -> None:
+def _check(real: Tensor, generated: Tensor) -> None:
     for side, features in (("real", real), ("generated", generated)):
-        if features.ndim != 2 or len(features) < least:
-            raise SettingsError(f"{len(features)} {side} pictures are too few for a distance of distributions; at least {least} are needed")
+        if features.ndim != 2 or len(features) < 2:
+            raise SettingsError(f"{len(features)} {side} pictures are too few for a distance of distributions; at least 2 are needed")
     if real.shape[1] != generated.shape[1]:
         raise ValueError(f"features of different networks: {real.shape[1]} and {generated.shape[1]} wide")

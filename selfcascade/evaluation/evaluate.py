@@ -11,19 +11,16 @@ from selfcascade.curation.reading import read_table
 from selfcascade.evaluation.features import load_features, network_kind, torch_threads, weights_path, weights_sha256
 from selfcascade.evaluation.layout import analysis_size
 from selfcascade.evaluation.lineage import curves_of, lineage_of
-from selfcascade.evaluation.metrics import check_pairs, floor_of, layout_chance, measure
+from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
 from selfcascade.evaluation.pictures import read_sheet, sheet_png, sheet_rows
 from selfcascade.evaluation.protocol import Protocol
 from selfcascade.evaluation.report import Times, render_report
 from selfcascade.evaluation.results import Results
-from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_set
+from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_sets
 from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
 from selfcascade.generation.models import resolve_device
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
-
-METHODS = ("base", "lanczos", "direct", "tuning-free", "tuned")
-"""The order of every table."""
 
 METRICS_JSON, METRICS_PARQUET, SHEET, REPORT = "metrics.json", "metrics.parquet", "sheet.png", "report.html"
 
@@ -54,7 +51,7 @@ def plan_evaluation(
         device: torch device of the feature network: auto, cpu, cuda, cuda:1, mps. Its kind enters the addresses of cached features.
 
     Raises:
-        SettingsError: no samples, sizes that cannot be compared, too few pictures, or the network's weights are missing.
+        SettingsError: no samples, prompts or sizes that cannot be compared, too few pictures, or the network's weights are missing.
         NotFound: an artifact is not published.
     """
     if not samples:
@@ -81,10 +78,12 @@ def plan_evaluation(
             device=device,
         )
     chosen = resolve_device(device)
-    methods = sorted((sample_set(store, label, ref) for label, ref in refs.items()), key=lambda item: (METHODS.index(item.method), item.label))
+    methods = sample_sets(store, refs)
     sets = (real_set(store, reference, settings), *methods)
     base = next((item for item in methods if item.method == "base"), None)
     target = _target(methods)
+    if settings.crop > min(target):
+        raise SettingsError(f"evaluation.crop is {settings.crop} px but the pictures have {target[0]} x {target[1]} px; lower it")
     small = analysis_size((base.height, base.width) if base else target)
     kind = network_kind(settings.features, weights)
     protocol = Protocol.of(settings, kind, sha256, pictures=methods[0].count, real=sets[0].count, device=chosen.type)
@@ -124,9 +123,6 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
     """Compute every number and commit the report. Features that are missing from the cache are made again.
 
     Everything is derived from the stored ``metrics.json``: if another run was first, its numbers are the report's.
-
-    Raises:
-        SettingsError: the samples are not of the same prompts.
     """
     artifact = _artifact(settings, store, plan.dataset, plan.samples, plan.weights)
     if plan.published or artifact.published():
@@ -149,7 +145,7 @@ def read_results(store: Store, ref: ArtifactRef) -> Results:
 def timed_report(store: Store, ref: ArtifactRef, times: Times) -> str:
     """The page of a published report with what the run took. Two equal runs do not share it, so it is no part of the artifact: it belongs under ``runs/``."""
     results = read_results(store, ref)
-    sets = [sample_set(store, row.label, resolve(store, row.artifact).ref) for row in results.rows]
+    sets = sample_sets(store, {row.label: resolve(store, row.artifact).ref for row in results.rows})
     return render_report(results, read_sheet(store, sets, results.sheet), times)
 
 
@@ -175,7 +171,6 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
     tables = {item.label: _table(settings, store, plan, index) for index, item in enumerate(plan.sets)}
     real, *methods = plan.sets
     base = next((item for item in methods if item.method == "base"), None)
-    check_pairs({item.label: tables[item.label] for item in methods})
     with torch_threads(settings.features.threads):
         rows, differences = measure(settings, plan.sets, tables)
         floor = floor_of(settings, real, tables[real.label], methods[0].count)

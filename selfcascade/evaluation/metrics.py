@@ -19,7 +19,6 @@ from selfcascade.evaluation.layout import layout_distances
 from selfcascade.evaluation.results import METRICS, Difference, Number, Row
 from selfcascade.evaluation.sets import PictureSet
 from selfcascade.evaluation.tables import FeatureTable
-from selfcascade.settings import SettingsError
 
 LARGEST_GRAM = 6000
 """Pictures (or crops) of a side up to which inner products of all pairs are kept for the errors; 6,000 take 288 MB."""
@@ -38,39 +37,18 @@ class _Measured:
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
 
-def check_pairs(tables: Mapping[str, FeatureTable]) -> int:
-    """How many samples every prompt has: the sets must hold the same samples of the same prompts.
-
-    Raises:
-        SettingsError: two sets differ; names both and the first key that only one has.
-    """
-    (first, reference), *others = tables.items()
-    for label, table in others:
-        if table.keys != reference.keys:
-            only = sorted(set(table.keys) ^ set(reference.keys))[0]
-            raise SettingsError(
-                f"samples {first!r} ({len(reference)}) and {label!r} ({len(table)}) are not of the same prompts (only one has {only!r}); "
-                "generate them with equal prompt settings"
-            )
-    each, counts = np.unique(np.array(reference.prompt_ids), return_counts=True)
-    if len(set(counts.tolist())) != 1:
-        raise SettingsError(
-            f"samples {first!r}: prompts have unequal numbers of samples ({each[counts.argmin()]!r} has {counts.min()}, another {counts.max()})"
-        )
-    return int(counts[0])
-
-
 def measure(settings: EvaluationSettings, sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable]) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
     """Rows of the table, and the differences of every two shown methods at the target size.
 
     Args:
         settings: counts and seeds.
-        sets: the real set first, then one for each method.
+        sets: the real set first, then one for each method, all of the same prompts.
         tables: their feature tables by label.
     """
     real, *methods = sets
-    each = check_pairs({item.label: tables[item.label] for item in methods})
-    halves = _Halves.of(settings, prompts=len(tables[methods[0].label]) // each, each=each, real=len(tables[real.label]))
+    ids = tables[methods[0].label].prompt_ids
+    prompts = len(set(ids))
+    halves = _Halves.of(settings, prompts=prompts, each=len(ids) // prompts, real=len(tables[real.label]))
     base = next((item for item in methods if item.method == "base"), None)
     shared = _Shared(settings, tables[real.label], tables[base.label] if base else None, halves)
     measured = {item.label: _measure_one(shared, item, tables[item.label]) for item in methods}

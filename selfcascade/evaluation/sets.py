@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Literal
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from selfcascade.config import EvaluationSettings, Method
@@ -14,6 +16,9 @@ from selfcascade.evaluation.tables import Picture
 from selfcascade.generation.samples import read_generated, read_table
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Store
+
+METHODS = ("base", "lanczos", "direct", "tuning-free", "tuned")
+"""The order of every table."""
 
 
 class PictureSet(BaseModel):
@@ -54,23 +59,44 @@ def real_set(store: Store, dataset: ArtifactRef, settings: EvaluationSettings) -
     return PictureSet(label="real", method="real", ref=dataset, height=size, width=size, count=count, split=split)
 
 
-def sample_set(store: Store, label: str, samples: ArtifactRef) -> PictureSet:
-    """The samples of a method; from the manifest and the tables, not the pictures.
+def sample_sets(store: Store, samples: Mapping[str, ArtifactRef]) -> list[PictureSet]:
+    """The samples of each method, in the order of every table; from the manifests and tables, not the pictures.
 
     Raises:
-        SettingsError: fewer than two samples, or sizes are mixed.
+        SettingsError: a set has fewer than two samples, or mixes sizes, or the sets are not of the same prompts.
     """
-    artifact = Artifact(store, samples)
-    manifest = artifact.manifest()
-    table = read_table(artifact)
+    tables = {label: read_table(Artifact(store, ref)) for label, ref in samples.items()}
+    sets = [_sample_set(label, Artifact(store, ref), tables[label]) for label, ref in samples.items()]
+    _check_pairs(tables)
+    return sorted(sets, key=lambda item: (METHODS.index(item.method), item.label))
+
+
+def _sample_set(label: str, artifact: Artifact, table: pa.Table) -> PictureSet:
     if len(table) < 2:
-        raise SettingsError(f"{samples} has {len(table)} pictures; at least 2 are needed to compare distributions")
+        raise SettingsError(f"{artifact} has {len(table)} pictures; at least 2 are needed to compare distributions")
     sizes = sorted({(row["height"], row["width"]) for row in table.select(["height", "width"]).to_pylist()})
     if len(sizes) > 1:
-        raise SettingsError(f"{samples} mixes pictures of {' and '.join(f'{height} x {width}' for height, width in sizes[:3])} px; sizes cannot be mixed")
-    method = manifest.settings["method"]
-    eta = float(manifest.settings["cascade"]["eta"]) if method == "direct" else None
-    return PictureSet(label=label, method=method, ref=samples, eta=eta, height=sizes[0][0], width=sizes[0][1], count=len(table))
+        raise SettingsError(f"{artifact} mixes pictures of {' and '.join(f'{height} x {width}' for height, width in sizes[:3])} px; sizes cannot be mixed")
+    settings = artifact.manifest().settings
+    eta = float(settings["cascade"]["eta"]) if settings["method"] == "direct" else None
+    return PictureSet(label=label, method=settings["method"], ref=artifact.ref, eta=eta, height=sizes[0][0], width=sizes[0][1], count=len(table))
+
+
+def _check_pairs(tables: Mapping[str, pa.Table]) -> None:
+    """Every set holds the same samples of the same prompts, and every prompt has as many samples as the others."""
+    keys = {label: set(table["key"].to_pylist()) for label, table in tables.items()}
+    first = next(iter(keys))
+    for label in keys:
+        only = sorted(keys[label] ^ keys[first])
+        if only:
+            raise SettingsError(
+                f"samples {first!r} ({len(keys[first])}) and {label!r} ({len(keys[label])}) are not of the same prompts (only one has {only[0]!r}); "
+                "generate them with equal prompt settings"
+            )
+    counts = Counter(tables[first]["prompt_id"].to_pylist())
+    (most, many), (least, few) = counts.most_common(1)[0], counts.most_common()[-1]
+    if many != few:
+        raise SettingsError(f"samples {first!r}: prompt {most!r} has {many} samples but {least!r} has {few}; errors need equal numbers")
 
 
 def read_pictures(store: Store, chosen: PictureSet) -> Iterator[Picture]:

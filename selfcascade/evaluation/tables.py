@@ -68,10 +68,9 @@ class FeatureTable:
         if self.crops is not None:
             arrays["crops"] = self.crops
         # safetensors writes the memory as it lies, whatever the strides say.
-        body = save(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            metadata={"keys": json.dumps(self.keys), "prompt_ids": json.dumps(self.prompt_ids)},
-        )
+        packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        # One entry of metadata: safetensors writes several in an order of chance.
+        body = save(packed, metadata={"names": json.dumps([self.keys, self.prompt_ids])})
         return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
     @classmethod
@@ -83,7 +82,7 @@ class FeatureTable:
         try:
             arrays = load(body)
             header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-            keys, prompt_ids = (tuple(json.loads(header[name])) for name in ("keys", "prompt_ids"))
+            keys, prompt_ids = (tuple(names) for names in json.loads(header["names"]))
             return cls(
                 keys=keys,
                 prompt_ids=prompt_ids,

@@ -1,23 +1,21 @@
-"""What evaluation tests share: a small Inception stand-in in TorchScript, and published sets of pictures."""
+"""What evaluation tests share: a small Inception stand-in in TorchScript, and a report on pictures whose answer is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+from discs import publish_dataset, publish_methods
 from torch import Tensor, nn
 
-from selfcascade.config import CascadeSettings, CurationSettings, EvaluationSettings, FeatureSettings, FilterSettings, FolderSource, GenerationSettings, PromptSettings
-from selfcascade.curation.curate import curate
+from selfcascade.config import EvaluationSettings, FeatureSettings, StoreSettings
+from selfcascade.evaluation.evaluate import evaluate
 from selfcascade.evaluation.features import torch_threads
-from selfcascade.generation.samples import Sample, shard_table, write_shard
-from selfcascade.generation.seeds import SampleSpec
-from selfcascade.storage import Artifact, ArtifactRef, Store
+from selfcascade.storage import ArtifactRef, Store
 
 
 class _Layers(nn.Module):
@@ -59,59 +57,27 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(inception_file: Path) -> EvaluationSettings:
     """Small, and quick: the stand-in network, few half-samples."""
     features = FeatureSettings(network="inception-v3", weights=inception_file, batch=8)
     return EvaluationSettings(name="small", features=features, crop=16, crops_per_image=2, kid_subsets=10, half_samples=20, sheet_prompts=3)
 
 
-def disc(seed: int, side: int, *, discs: int = 1, noise: float = 0.0) -> NDArray[np.uint8]:
-    """A picture, (side, side, 3): coloured discs on white."""
-    generator = np.random.default_rng(seed)
-    colour = generator.integers(0, 200, 3)
-    y, x = np.mgrid[0:side, 0:side] / side
-    picture = np.full((side, side, 3), 255.0)
-    columns = int(np.ceil(np.sqrt(discs)))
-    for place in range(discs):
-        row, column = divmod(place, columns)
-        centre = (np.array([row, column]) + 0.5) / columns
-        picture[np.hypot(y - centre[0], x - centre[1]) < 0.35 / columns] = colour
-    picture += generator.normal(0, noise, picture.shape) if noise else 0
-    return picture.round().clip(0, 255).astype(np.uint8)
+@dataclass(frozen=True)
+class Scene:
+    """A store with a dataset, samples of every method, and the report on them."""
+
+    store: Store
+    dataset: ArtifactRef
+    samples: dict[str, ArtifactRef]
+    report: ArtifactRef
 
 
-@pytest.fixture
-def publish_samples(store: Store, tmp_path: Path) -> Callable[..., ArtifactRef]:
-    """Publishes pictures as a samples artifact, as the generation stage would."""
-
-    def publish(method: str, pictures: list[NDArray[np.uint8]], *, eta: float = 0.0, name: str = "", prompts: list[str] | None = None) -> ArtifactRef:
-        generation = GenerationSettings(
-            name=name or method,
-            method=method,
-            upsampler="upsamplers/x" if method == "tuned" else None,
-            cascade=CascadeSettings(eta=eta),
-            prompts=PromptSettings(count=len(pictures)),
-        )
-        artifact = Artifact.plan(store, "samples", generation.name, generation, {"base": "tiny@" + "0" * 64, "prompts": "1" * 64})
-        prompts = prompts or [f"p{number:03d}" for number in range(len(pictures))]
-        specs = [SampleSpec(f"{prompt}-0000", prompt, f"<b>disc</b> & {prompt}", "", 0, number) for number, prompt in enumerate(prompts)]
-        path = tmp_path / "shard.tar"
-        write_shard(path, [Sample(spec, picture) for spec, picture in zip(specs, pictures, strict=True)], method=method, settings=generation.digest())
-        artifact.put("00000.tar", path)
-        artifact.put("00000.parquet", shard_table(path))
-        return artifact.publish(counts={"samples": len(pictures)})
-
-    return publish
-
-
-@pytest.fixture
-def dataset(store: Store, tmp_path: Path) -> ArtifactRef:
-    """A dataset of 40 discs of 48 px, most of them in the test split."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(40):
-        Image.fromarray(disc(1000 + number, 48)).save(folder / f"{number:03d}.png")
-        (folder / f"{number:03d}.txt").write_text(f"disc {number}")
-    chosen = CurationSettings(name="discs", source=FolderSource(path=folder), size=48, filters=FilterSettings(min_side=48), tune=0.05, test=0.9)
-    return curate(chosen, store)
+@pytest.fixture(scope="session")
+def scene(weed: Path, settings: EvaluationSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """Published once, to be read only."""
+    folder = tmp_path_factory.mktemp("scene")
+    with Store.open(StoreSettings(folder=weed, bucket="tests", prefix=f"scene-{secrets.token_hex(6)}")) as store, torch_threads(1):
+        dataset, samples = publish_dataset(store, folder), publish_methods(store, folder)
+        yield Scene(store, dataset, samples, evaluate(settings, store, dataset, samples))

@@ -1,0 +1,167 @@
+"""The page: what it says of uncertain numbers, that outside text cannot break it, that it opens without a request."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcascade.evaluation.evaluate import read_results
+from selfcascade.evaluation.lineage import thinned
+from selfcascade.evaluation.loss_plot import log_ticks, loss_svg, running_mean, step_ticks
+from selfcascade.evaluation.report import render_report, short, shown_number
+from selfcascade.evaluation.results import METRICS, Curve, SheetRow
+from selfcascade.storage import Artifact
+
+_NAMED = {metric.name: metric for metric in METRICS}
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }} ' + "wide " * 3 + "\u202e" + "W" * 200
+
+
+@pytest.fixture(scope="module")
+def hostile_page(scene):
+    """The scene's results under texts that an attacker chose, with a long curve."""
+    results = read_results(scene.store, scene.report)
+    rows = tuple(row.model_copy(update={"label": f"{HOSTILE} {row.label}"}) for row in results.rows)
+    relabelled = {row.label: new.label for row, new in zip(results.rows, rows, strict=True)}
+    results = results.model_copy(
+        update={
+            "name": HOSTILE,
+            "rows": rows,
+            "differences": tuple(item.model_copy(update={"first": relabelled[item.first], "second": relabelled[item.second]}) for item in results.differences),
+            "sheet": tuple(SheetRow(key=row.key, prompt=HOSTILE) for row in results.sheet),
+            "curves": (Curve(name=HOSTILE, steps=tuple(range(1, 101)), losses=tuple(1 / step for step in range(1, 101))),),
+        }
+    )
+    pictures = {label: [np.zeros((24, 24, 3), np.uint8)] * len(results.sheet) for label in relabelled.values()}
+    return render_report(results, pictures)
+
+
+def test_text_from_outside_is_only_text(hostile_page):
+    """No tag, attribute or template of a prompt, label or name survives."""
+    assert "<script" not in hostile_page
+    assert "onerror=alert(1)>" not in hostile_page
+    assert "{{ 7 * 7 }}" in hostile_page
+    assert set(re.findall(r"<img src=\"([^\"]{0,16})", hostile_page)) == {"data:image/jpeg;"}
+
+
+def test_the_page_asks_for_nothing(scene):
+    """Every reference is a data URI, and the policy of the page forbids anything else."""
+    page = Artifact(scene.store, scene.report).read("report.html").decode()
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"", page)
+    assert all(reference.startswith("data:") for reference in re.findall(r"(?:src|href)=\"([^\"]*)", page))
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "<script" not in page
+
+
+def test_kid_leads_and_fid_is_doubted(scene):
+    page = Artifact(scene.store, scene.report).read("report.html").decode()
+    assert page.index("KID_r") < page.index("FID_r")
+    assert "FID is biased upwards" in page
+    assert "chosen on the <b>tune</b> split and frozen" in page
+    assert "real pictures against" in page
+    assert "by construction" in page
+
+
+def test_a_report_on_what_was_tuned_says_so(scene):
+    results = read_results(scene.store, scene.report)
+    pictures = {row.label: [np.zeros((4, 4, 3), np.uint8)] * len(results.sheet) for row in results.rows}
+    assert "the same pictures" not in render_report(results, pictures)
+    assert "These are the same pictures" in render_report(results.model_copy(update={"chosen_on": "test"}), pictures)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "signed", "shown"),
+    [
+        (-0.0241, "kid_r", True, "−24.1"),
+        (1.2345, "kid_r", False, "1,234.5"),
+        (-0.00001, "kid_r", True, "0.0"),
+        (16.4, "fid_r", True, "+16"),
+        (0.1234, "layout_b", False, "0.123"),
+    ],
+)
+def test_numbers_are_shown_at_their_scale(value, name, signed, shown):
+    assert shown_number(value, _NAMED[name], signed=signed) == shown
+
+
+def test_versions_are_cut_for_people():
+    assert short("tiny@" + "a" * 64) == "tiny@" + "a" * 12
+    assert short("b" * 64) == "b" * 12
+    assert short("owner/name@main") == "owner/name@main"
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=60), st.integers(0, 10_000), st.integers(1, 50))
+def test_any_curve_can_be_drawn(losses, first, stride):
+    """Finite coordinates inside the picture, for constant losses, single steps and wide ranges."""
+    curve = Curve(name="a", steps=tuple(first + stride * place for place in range(len(losses))), losses=tuple(losses))
+    svg = loss_svg(curve)
+    assert "nan" not in svg
+    assert "inf" not in svg
+    for points in re.findall(r"points=\"([^\"]*)", svg):
+        for point in points.split():
+            x, y = map(float, point.split(","))
+            assert -1 <= x <= 721
+            assert -1 <= y <= 261
+
+
+@given(st.floats(1e-5, 10), st.floats(1.001, 1e4))
+def test_ticks_lie_inside_and_are_few(low, factor):
+    ticks = log_ticks(low, low * factor)
+    assert 2 <= len(ticks) <= 8
+    assert all(low * 0.999 <= tick <= low * factor * 1.001 for tick in ticks)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6))
+def test_steps_have_few_round_ticks(first, length):
+    ticks = step_ticks(first, first + length)
+    assert len(ticks) <= 8
+    assert all(first <= tick <= first + length for tick in ticks)
+
+
+def test_a_running_mean_does_not_lag():
+    assert running_mean([1, 2, 3, 4, 5], 1) == pytest.approx([1, 2, 3, 4, 5])
+    assert running_mean([0, 0, 9, 0, 0], 1) == pytest.approx([0, 3, 3, 3, 0])
+
+
+def test_a_long_curve_is_thinned_by_averaging():
+    curve = thinned("a", list(range(1, 2502)), [1.0, 3.0] * 1250 + [5.0])
+    assert len(curve.steps) <= 1000
+    assert curve.steps[-1] == 2501
+    assert curve.steps == tuple(sorted(curve.steps))
+    assert sum(curve.losses) / len(curve.losses) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_in_a_browser(hostile_page, scene, tmp_path: Path, scheme, width):
+    """Chromium: no console message, no request, no sideways scrolling of the page, every picture decoded; for the plain and for the hostile page."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None and "CI" not in os.environ:
+        pytest.skip("chromium is not installed")
+    assert browser is not None, "chromium is not installed"
+    playwright = pytest.importorskip("playwright.sync_api") if "CI" not in os.environ else __import__("playwright.sync_api", fromlist=["sync_api"])
+    pages = {"plain": Artifact(scene.store, scene.report).read("report.html").decode(), "hostile": hostile_page}
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=browser, headless=True, args=["--no-sandbox"])
+        for name, html in pages.items():
+            (tmp_path / f"{name}.html").write_text(html)
+            page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            said: list[str] = []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("dialog", lambda dialog, said=said: said.append(dialog.message))
+            page.on("request", lambda request, said=said: said.append(request.url) if not request.url.startswith(("data:", "file:")) else None)
+            page.goto(f"file://{tmp_path / name}.html")
+            assert said == []
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert page.evaluate("document.images.length") == 15
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        chromium.close()
