@@ -209,17 +209,32 @@ def test_strength_zero_is_the_tuning_free_cascade(small, tuned):
     assert not torch.allclose(sample(tuned), sample(small), atol=1e-2)
 
 
-def test_features_of_a_pivot_at_time_zero_are_computed_once(small):
-    """With pivot_t = 0 the encoder sees the pivot once a stage; at the current time, once a step."""
+@pytest.mark.parametrize(("pivot_t", "times"), [("zero", [0]), ("current", [*range(601, 0, -100)])])
+def test_the_pivot_passes_at_the_time_that_the_upsampler_was_trained_for(small, pivot_t, times):
+    """With pivot_t = 0 the encoder sees the pivot once a stage, since its features stay the same; at the current time, once a step."""
     base = sample(small, size=None, sizes=[(64, 64)], steps=2)
-    for pivot_t, passes in (("zero", 1), ("current", 7)):
-        pipeline = SelfCascadePipeline.from_pipe(small, upsampler=randomised(FeatureUpsampler.for_base(small.spec, variant="C", pivot_t=pivot_t)))
-        seen = []
-        handle = small.unet.conv_in.register_forward_hook(lambda _, args, out, seen=seen: seen.append(args[0].shape[-1]))
-        sample(quiet(pipeline), steps=10, pivot=base)
-        handle.remove()
-        assert seen.count(8) == passes
-        assert seen.count(16) == 7
+    tuned = SelfCascadePipeline.from_pipe(small, upsampler=randomised(FeatureUpsampler.for_base(small.spec, variant="C", pivot_t=pivot_t)))
+    seen = []
+    handle = small.unet.register_forward_pre_hook(lambda _, args: seen.append((args[0].shape[-1], int(args[1]))))
+    sample(quiet(tuned), steps=10, pivot=base)
+    handle.remove()
+    assert [t for side, t in seen if side == 8] == times
+    assert [t for side, t in seen if side == 16] == [*range(601, 0, -100)]
+
+
+def test_size_ids_follow_the_stage():
+    """SDXL is told the stage's own size, uncropped, for both branches and for the pivot's pass too."""
+    pipeline = quiet(SelfCascadePipeline.from_pipe(models.base("sdxl"), scheduler=DDIMScheduler()))
+    pipeline.register_modules(upsampler=FeatureUpsampler.for_base(pipeline.spec, variant="C"))
+    seen = []
+    handle = pipeline.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((tuple(args[0].shape[-2:]), kwargs["added_cond_kwargs"]["time_ids"].tolist())), with_kwargs=True
+    )
+    pipeline("a cat", 128, 64, num_inference_steps=2, output_type="latent")
+    handle.remove()
+    base, target = pipeline.sizes(128, 64)
+    assert seen[0] == ((base[0] // 8, base[1] // 8), [[*base, 0, 0, *base]] * 2)
+    assert {tuple(ids[0]) for _, ids in seen[2:]} == {(*target, 0, 0, *target)}
 
 
 # ---- the face of a DiffusionPipeline ----
@@ -360,3 +375,10 @@ def test_enlarging_between_stages_is_bilinear_by_default(small):
     noise = torch.randn(1, 4, 16, 16, generator=g)
     alpha = small.scheduler.alphas_cumprod[681]
     torch.testing.assert_close(first[0], alpha.sqrt() * bilinear(base, (16, 16)) + (1 - alpha).sqrt() * noise, atol=1e-5, rtol=1e-5)
+
+
+def test_the_pipelines_scheduler_is_left_alone(small):
+    """Stages and threads work on copies: the user's scheduler holds no trace of a call."""
+    before = dict(vars(small.scheduler))
+    sample(small, steps=3)
+    assert all(value is before[name] for name, value in vars(small.scheduler).items())

@@ -160,6 +160,17 @@ def test_detached_is_untouched(kind):
 
 
 @torch.no_grad()
+def test_a_copy_of_an_attached_unet_is_guided_once():
+    """The copy takes the original's hooks along; they do not answer for it."""
+    unet, call = models.unet("small"), case("small")
+    upsampler = randomised(FeatureUpsampler.for_base(spec_of(unet), variant="C"))
+    expected = unet_with_pivot(unet, upsampler=upsampler, **call)
+    with attached(unet):
+        twin = copy.deepcopy(unet)
+    assert torch.equal(unet_with_pivot(twin, upsampler=upsampler, **call), expected)
+
+
+@torch.no_grad()
 def test_an_error_in_the_middle_leaves_nothing_behind():
     unet, call = models.unet("small"), case("small")
     before, expected = hooks(unet), stock(unet, **call)
