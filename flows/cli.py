@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -19,6 +20,16 @@ MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=0, help="Do not
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of every step.")]
 
 INTERRUPTED = 130
+QUIET = {
+    # One bar a stage is enough: those of every model that a worker loads would write over it.
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    # Workers leave at once when they are told to; what they held is tidied up after them, and is no leak.
+    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+}
+"""Variables that libraries and child processes look at; what the user has set stays."""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
@@ -71,6 +82,19 @@ def serve(
 
 
 @app.command()
+def params(config: Config = "demo", set_: Set = None, debug: Debug = False) -> None:
+    """Count the parameters of the base and of the upsamplers that fit it."""
+    from selfcascade.storage import Store
+    from selfcascade_flows.configuration import load
+    from selfcascade_flows.parameters import parameter_counts
+
+    run = load(config, set_)
+    with Store.open(run.store, read_only=True) as store:
+        for name, count in parameter_counts(run.adaptation, store).items():
+            typer.echo(f"{name:24} {count:>15,}")
+
+
+@app.command()
 def configs() -> None:
     """List the shipped runs."""
     from selfcascade_flows.configuration import FOLDER, shipped
@@ -84,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 with one line for what the user can change, 130 after Ctrl-C, 1 for the rest."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         code = int(app(arguments, prog_name="selfcascade", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):

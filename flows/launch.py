@@ -13,10 +13,6 @@ from selfcascade.config import PipelineSettings
 from selfcascade.settings import SettingsError
 from selfcascade_flows.server import PrefectServer
 
-QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""One bar a stage is enough: those of every model that a worker loads would write over it."""
-WARNINGS = "ignore:resource_tracker:UserWarning"
-"""Workers leave at once when they are told to, and what they held is tidied up after them: that is no leak."""
 UI = "http://127.0.0.1:4200"
 """Where `make ui` serves."""
 
@@ -27,8 +23,6 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
     Raises:
         SettingsError: what the user must change, or a plan beyond the budget, which is not started.
     """
-    for name, value in (QUIET | {"PYTHONWARNINGS": WARNINGS}).items():
-        os.environ.setdefault(name, value)
     if dry_run or max_hours is not None or max_bytes is not None:
         from selfcascade_flows.preview import preview
 

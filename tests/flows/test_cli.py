@@ -1,10 +1,16 @@
 """The command line as a user meets it: exit codes, one line for what can be changed, quick help."""
 
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+from diffusers import UNet2DConditionModel
+
+from selfcascade.bases import SHIPPED
+
+BASE = SHIPPED / "tiny-emoji"
 
 
 def one_line(result):
@@ -23,7 +29,23 @@ def test_help_is_quick_and_names_every_command(selfcascade):
         result = selfcascade("--help")
         elapsed.append(time.perf_counter() - started)
     assert result.returncode == 0
-    for command in ("curate", "pretrain", "adapt", "generate", "evaluate", "run", "serve", "store", "ls", "show", "pull", "verify", "purge"):
+    for command in (
+        "curate",
+        "pretrain",
+        "adapt",
+        "generate",
+        "evaluate",
+        "run",
+        "serve",
+        "params",
+        "configs",
+        "store",
+        "ls",
+        "show",
+        "pull",
+        "verify",
+        "purge",
+    ):
         assert f"\n  {command} " in result.stdout
     assert min(elapsed) < 1.5  # 0.2 s on a quiet machine
 
@@ -59,6 +81,17 @@ def test_an_unknown_option_is_exit_code_2(selfcascade):
     result = selfcascade("run", "--nonsense")
     assert result.returncode == 2
     assert "No such option" in result.stderr
+
+
+def test_parameters_are_counted_without_loading_a_weight(selfcascade, tmp_path):
+    result = selfcascade("params")
+    assert result.returncode == 0, result.stderr
+    counts = dict(re.findall(r"^(.+?) {2,}([\d,]+)$", result.stdout, re.M))
+    assert set(counts) == {"base text_encoder", "base unet", "base vae", "upsampler A (skip)", "upsampler C (skip)"}
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
+    assert counts["base unet"] == f"{sum(parameter.numel() for parameter in unet.parameters()):,}"
+    assert int(counts["upsampler C (skip)"].replace(",", "")) <= 2000
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_where(selfcascade):

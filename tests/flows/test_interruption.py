@@ -47,7 +47,7 @@ def wait_for_a_shard(home):
         until(lambda: any(info.key.endswith("_stats.json") for info in store.list("datasets/")), 240)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGTERM, signal.SIGKILL))])
 def test_a_run_that_is_stopped_leaves_nobody_behind_and_goes_on(selfcascade, tmp_path, number):
     with started(tmp_path) as run:
         wait_for_a_shard(tmp_path)
