@@ -18,7 +18,7 @@ test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest -m full
 
 ui: $(VENV)/.user
-	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false \
+	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_UI_API_URL=http://127.0.0.1:$(UI_PORT)/api \
 	$(BIN)/prefect server start --host 127.0.0.1 --port $(UI_PORT)
 
 lint: $(VENV)/.dev $(LOCAL)/types

@@ -37,11 +37,14 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
         from selfcascade_tasks.workers import close_workers
 
         end.callback(close_workers)
+        from prefect import tags
+
         store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
         flow, arguments, tell = _flow_of(stage, settings)
         _quiet(debug)
         server.wait()
-        state = flow(**arguments, return_state=True)
+        with tags("selfcascade", settings.name):
+            state = flow(**arguments, return_state=True)
         run = str(state.state_details.flow_run_id)
         where = f"Prefect UI of this run:  {f'make ui  and open  {UI}' if server.is_ours else _ui()}/runs/flow-run/{run}"
         try:

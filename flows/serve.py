@@ -41,7 +41,10 @@ def deployments(settings: PipelineSettings) -> list[Any]:
         evaluate: {"settings": plain["evaluation"], **common},
         pipeline: {"settings": plain},
     }
-    return [flow.to_deployment(settings.name, parameters=values, entrypoint_type=EntrypointType.MODULE_PATH) for flow, values in parameters.items()]
+    return [
+        flow.to_deployment(settings.name, parameters=values, tags=["selfcascade", settings.name], entrypoint_type=EntrypointType.MODULE_PATH)
+        for flow, values in parameters.items()
+    ]
 
 
 def _without_secrets(store: StoreSettings) -> StoreSettings:

@@ -17,19 +17,19 @@ from selfcascade_tasks.workers import workers
 SHEET = "previews/sheet.png"
 
 
-@task(name="plan-upsampler", task_run_name="plan {settings.name}", **NETWORK)
+@task(name="plan-upsampler", task_run_name="plan {settings.name}", tags=["adapt"], **NETWORK)
 def plan(settings: AdaptationSettings, store: StoreSettings, execution: ExecutionSettings) -> AdaptationPlan:
     """The address of the upsampler, the shards whose latents are missing, and the steps that are left."""
     return plan_adaptation(settings, opened(store), device=execution.device)
 
 
-@task(name="encode-shard", task_run_name="latents of shard {unit}", **NETWORK)
+@task(name="encode-shard", task_run_name="latents of shard {unit}", tags=["adapt"], **NETWORK)
 def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
     """Latents of one shard, in a worker process."""
     return UnitCost.of(unit, workers(execution.workers).run(encode_unit, settings, opened(store), plan, unit, tries=execution.retries + 1), work=0)
 
 
-@task(name="train-upsampler", task_run_name="train {settings.name}", **NETWORK)
+@task(name="train-upsampler", task_run_name="train {settings.name}", tags=["adapt"], **NETWORK)
 def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
     """The optimizer steps that are left, in a worker process; loss and previews are shown while it trains."""
     held = opened(store)
@@ -44,13 +44,13 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
     return UnitCost.of(len(plan.shards), measured, measured.value)
 
 
-@task(name="publish-upsampler", task_run_name="publish {settings.name}", **NETWORK)
+@task(name="publish-upsampler", task_run_name="publish {settings.name}", tags=["adapt"], **NETWORK)
 def publish(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> ArtifactRef:
     """Write weights, card, loss log and previews and commit them."""
     return workers(execution.workers).run(publish_adaptation, settings, opened(store), plan, tries=execution.retries + 1).value
 
 
-@task(name="show-upsampler", task_run_name="show {ref.name}", **NETWORK)
+@task(name="show-upsampler", task_run_name="show {ref.name}", tags=["adapt"], **NETWORK)
 def show(ref: ArtifactRef, store: StoreSettings) -> None:
     """The pictures of the model card."""
     artifact = Artifact(opened(store), ref)

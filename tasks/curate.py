@@ -13,26 +13,26 @@ from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import workers
 
 
-@task(name="plan-dataset", task_run_name="list the source of {settings.name}", **NETWORK)
+@task(name="plan-dataset", task_run_name="list the source of {settings.name}", tags=["curate"], **NETWORK)
 def plan(settings: CurationSettings, store: StoreSettings) -> CurationPlan:
     """The address of the dataset and the shards that are not in the store."""
     return plan_curation(settings, opened(store))
 
 
-@task(name="stage-listing", task_run_name="stage the listing of {settings.name}", **NETWORK)
+@task(name="stage-listing", task_run_name="stage the listing of {settings.name}", tags=["curate"], **NETWORK)
 def stage(settings: CurationSettings, store: StoreSettings, plan: CurationPlan) -> None:
     """Leave each remaining shard its slice of the listing."""
     stage_listing(settings, opened(store), plan)
 
 
-@task(name="curate-shard", task_run_name="shard {index} of {settings.name}", tags=["cpu"], **NETWORK)
+@task(name="curate-shard", task_run_name="shard {index} of {settings.name}", tags=["curate"], **NETWORK)
 def curate_shard(index: int, settings: CurationSettings, store: StoreSettings, plan: CurationPlan, execution: ExecutionSettings) -> UnitCost:
     """Decode, filter and store one shard in a worker process."""
     measured = workers(execution.workers).run(curate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
     return UnitCost.of(index, measured, measured.value["inputs"])
 
 
-@task(name="publish-dataset", task_run_name="publish {settings.name}", **NETWORK)
+@task(name="publish-dataset", task_run_name="publish {settings.name}", tags=["curate"], **NETWORK)
 def publish(settings: CurationSettings, store: StoreSettings, plan: CurationPlan) -> ArtifactRef:
     """Commit the dataset."""
     return publish_curation(settings, opened(store), plan)

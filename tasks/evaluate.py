@@ -18,26 +18,26 @@ from selfcascade_tasks.times import times_of
 from selfcascade_tasks.workers import workers
 
 
-@task(name="plan-report", task_run_name="plan {settings.name}", **NETWORK)
+@task(name="plan-report", task_run_name="plan {settings.name}", tags=["evaluate"], **NETWORK)
 def plan(settings: EvaluationSettings, samples: dict[str, str], store: StoreSettings, execution: ExecutionSettings) -> EvaluationPlan:
     """The address of the report and the sets of pictures whose features are not cached."""
     return plan_evaluation(settings, opened(store), settings.dataset, samples, device=str(resolve_device(execution.device)))
 
 
-@task(name="features", task_run_name="features of set {index}", **NETWORK)
+@task(name="features", task_run_name="features of set {index}", tags=["evaluate"], **NETWORK)
 def features(index: int, settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> UnitCost:
     """One pass of the feature network over one set of pictures, in a worker process."""
     measured = workers(execution.workers).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
     return UnitCost.of(index, measured, measured.value)
 
 
-@task(name="publish-report", task_run_name="publish {settings.name}", **NETWORK)
+@task(name="publish-report", task_run_name="publish {settings.name}", tags=["evaluate"], **NETWORK)
 def publish(settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> ArtifactRef:
     """Compute every number and commit the report, in a worker process."""
     return workers(execution.workers).run(publish_evaluation, settings, opened(store), plan, tries=execution.retries + 1).value
 
 
-@task(name="show-report", task_run_name="show {ref.name}", **NETWORK)
+@task(name="show-report", task_run_name="show {ref.name}", tags=["evaluate"], **NETWORK)
 def show(ref: ArtifactRef, store: StoreSettings) -> None:
     """Table and contact sheet in the UI, and the page with the times of this run under ``runs/``, with a link to it."""
     held = opened(store)

@@ -25,26 +25,26 @@ def work_of(settings: GenerationSettings, samples: int) -> float:
     return samples * cascade.steps / 50 * cascade.height * cascade.width / 256**2
 
 
-@task(name="plan-samples", task_run_name="plan {settings.name}", **NETWORK)
+@task(name="plan-samples", task_run_name="plan {settings.name}", tags=["generate"], **NETWORK)
 def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
     """The address of the samples and the chunks of prompts that are not in the store."""
     return plan_generation(settings, opened(store))
 
 
-@task(name="sample-chunk", task_run_name="chunk {index} of {settings.name}", **NETWORK)
+@task(name="sample-chunk", task_run_name="chunk {index} of {settings.name}", tags=["generate"], **NETWORK)
 def sample_chunk(index: int, plan: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
     """Sample and store one chunk in a worker process. ``plan`` holds this chunk alone."""
     measured = workers(execution.workers).run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1)
     return UnitCost.of(index, measured, work_of(settings, measured.value.count))
 
 
-@task(name="publish-samples", task_run_name="publish {settings.name}", **NETWORK)
+@task(name="publish-samples", task_run_name="publish {settings.name}", tags=["generate"], **NETWORK)
 def publish(settings: GenerationSettings, store: StoreSettings, plan: GenerationPlan) -> ArtifactRef:
     """Commit the samples."""
     return publish_generation(settings, opened(store), plan)
 
 
-@task(name="show-samples", task_run_name="show {ref.name}", **NETWORK)
+@task(name="show-samples", task_run_name="show {ref.name}", tags=["generate"], **NETWORK)
 def show(ref: ArtifactRef, store: StoreSettings) -> None:
     """A contact sheet of the first samples."""
     found: list[Sample] = []

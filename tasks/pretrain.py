@@ -14,13 +14,13 @@ from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import workers
 
 
-@task(name="plan-base", task_run_name="plan {settings.name}", **NETWORK)
+@task(name="plan-base", task_run_name="plan {settings.name}", tags=["pretrain"], **NETWORK)
 def plan(settings: PretrainingSettings, store: StoreSettings) -> PretrainingPlan:
     """The address of the base and the phases that are left."""
     return plan_pretraining(settings, opened(store))
 
 
-@task(name="train-base", task_run_name="train {settings.name}", **NETWORK)
+@task(name="train-base", task_run_name="train {settings.name}", tags=["pretrain"], **NETWORK)
 def train(settings: PretrainingSettings, store: StoreSettings, plan: PretrainingPlan, execution: ExecutionSettings) -> UnitCost:
     """The optimizer steps that are left of both phases, in a worker process."""
     held = opened(store)
@@ -37,7 +37,7 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
     return UnitCost.of(0, measured, total - sum(before.values()))
 
 
-@task(name="publish-base", task_run_name="publish {settings.name}", **NETWORK)
+@task(name="publish-base", task_run_name="publish {settings.name}", tags=["pretrain"], **NETWORK)
 def publish(settings: PretrainingSettings, store: StoreSettings, plan: PretrainingPlan) -> ArtifactRef:
     """Commit the base."""
     return publish_pretraining(settings, opened(store), plan)

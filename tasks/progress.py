@@ -73,7 +73,8 @@ class StageProgress:
 
     @property
     def _text(self) -> str:
-        return f"{self._done} of {self._total} {self._what}" + (f", {self._note}" if self._note else "")
+        count = f"{self._done} of {self._total} {self._what}" if self._total else "done before"
+        return count + (f", {self._note}" if self._note else "")
 
     def _say(self) -> None:
         self._said = time.monotonic()
