@@ -71,10 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     records = [record for record in twemoji_records(TwemojiSource(backgrounds=BACKGROUNDS)) if not arguments.white or record.background == "white"]
     order = sorted(records, key=lambda record: hashlib.sha256(record.key.encode()).digest())
-    if arguments.white:
-        asked = order[: arguments.prompts]
-    else:
-        asked = [record for record in order if split_of(record.key, 0.1, 0.1) == "test"][: arguments.prompts]
+    asked = [record for record in order if arguments.white or split_of(record.key, 0.1, 0.1) == "test"][: arguments.prompts]
     train = [record for record in order if split_of(record.key, 0.1, 0.1) == "train"]
     held_out = [record for record in order if split_of(record.key, 0.1, 0.1) == "tune"][:128]
     pictures, vae = sample(arguments.folder, [record.caption for record in asked], steps=arguments.steps, guidance=arguments.guidance)

@@ -62,7 +62,8 @@ def test_folding_statistics_changes_the_latent_and_not_the_picture(pictures):
 
 
 def test_autoencoder_learns(pictures):
-    training = AutoencoderTraining(AUTOENCODER.model_copy(update={"steps": 60, "refine_steps": 0, "equivariance": 0.0}), pictures[:1], seed=0, dtype=torch.float32)
+    configuration = AUTOENCODER.model_copy(update={"steps": 60, "refine_steps": 0, "equivariance": 0.0})
+    training = AutoencoderTraining(configuration, pictures[:1], seed=0, dtype=torch.float32)
     losses = run(training, 60)
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
