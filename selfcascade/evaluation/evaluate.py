@@ -103,7 +103,9 @@ def plan_evaluation(
         device=str(chosen),
     )
     done = tuple(index for index in range(len(sets)) if store.head(_cache_key(settings, plan, index)) is not None)
-    return plan.model_copy(update={"done": done, "todo": tuple(sorted(set(range(len(sets))) - set(done)))})
+    todo = tuple(sorted(set(range(len(sets))) - set(done)))
+    planned = sum(_table_bytes(settings, plan, sets[index], kind.num_features) for index in todo)
+    return plan.model_copy(update={"done": done, "todo": todo, "bytes_planned": planned})
 
 
 def evaluate_unit(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, index: int) -> int:
@@ -226,6 +228,11 @@ def _prompts_from(store: Store, dataset: ArtifactRef, prompt_ids: Sequence[str])
 def _has_crops(plan: EvaluationPlan, chosen: PictureSet) -> bool:
     """Real pictures are brought to the target size first; a base's smaller pictures have no native-scale crops to compare."""
     return chosen.method == "real" or (chosen.height, chosen.width) == plan.target
+
+
+def _table_bytes(settings: EvaluationSettings, plan: EvaluationPlan, chosen: PictureSet, num_features: int) -> int:
+    passes = 1 + (settings.crops_per_image if _has_crops(plan, chosen) else 0)
+    return chosen.count * (4 * num_features * passes + 3 * plan.small[0] * plan.small[1])
 
 
 def _cache_key(settings: EvaluationSettings, plan: EvaluationPlan, index: int) -> str:

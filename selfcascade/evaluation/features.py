@@ -231,6 +231,7 @@ def _fidelity(path: Path) -> nn.Module:
             f"evaluation.features.weights {path} is not a TorchScript file, and torch-fidelity, which reads a state dict, does not import; {_GET_INCEPTION}"
         ) from None
     try:
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run whatever a pickle holds
         return _FidelityInception(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)))
     except Exception as error:  # torch.load and load_state_dict raise many kinds on a file that is something else
         reason = " ".join(str(error).split())[:120]

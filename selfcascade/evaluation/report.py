@@ -16,7 +16,7 @@ from selfcascade.evaluation.pictures import Pictures, data_uri
 from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
 
 _JUDGED = tuple(metric for metric in METRICS if metric.judged)
-_LEADING = ("kid_r", "fid_r", "fid_b", "layout_b", "objects_b")
+_LEADING = ("kid_r", "fid_r", "fid_b", "objects_b")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,13 +47,19 @@ METRICS: tuple[Metric, ...] = (
         name="kid_b",
         heading="KID_b",
         scale=1000,
-        meaning="kernel distance to the base's own pictures of the same prompts: how well what the base can do is kept",
+        meaning=(
+            "kernel distance to the base's own pictures of the same prompts: how well what the base can do is kept. "
+            "Pictures of one prompt are compared with each other too, so it may fall a little below 0"
+        ),
     ),
     Metric(
         name="layout_b",
         heading="layout_b",
         digits=3,
-        meaning="distance of the shrunken picture from the base's own picture of that prompt: whether its composition is kept",
+        meaning=(
+            "distance of the shrunken picture from the base's own picture of that prompt: whether its composition is kept. "
+            "Direct sampling starts from noise of its own and cannot keep it"
+        ),
     ),
     Metric(
         name="objects_b",

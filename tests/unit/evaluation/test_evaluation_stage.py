@@ -112,6 +112,7 @@ def test_an_equal_run_elsewhere_gives_equal_bytes(scene, settings, store, tmp_pa
         assert evaluate_unit(settings, store, plan, index) == plan.sets[index].count
     assert plan_evaluation(settings, store, dataset, samples).todo == ()
     whole = {info.key: store.read(info.key) for info in store.list("cache/features")}
+    assert sum(map(len, whole.values())) == pytest.approx(plan.bytes_planned, rel=0.05)
     for key in sorted(whole)[::2]:
         store.put_cache(key, whole[key][:-100] + bytes(byte ^ 1 for byte in whole[key][-100:]))
     ref = publish_evaluation(settings, store, plan)
