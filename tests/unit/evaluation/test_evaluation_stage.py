@@ -13,7 +13,7 @@ from PIL import Image
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, read_results, timed_report
 from selfcascade.evaluation.report import Cost, Times
-from selfcascade.evaluation.results import METRICS
+from selfcascade.evaluation.results import METRICS, Number
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, IntegrityError, NotFound
 
@@ -191,3 +191,17 @@ def test_samples_that_cannot_be_compared(scene, settings, tmp_path):
         planned(tuned="samples/nowhere")
     with pytest.raises(SettingsError, match="no artifact of kind samples"):
         planned(tuned=scene.dataset)
+
+
+def test_the_numbers_of_the_run_that_was_first_are_the_reports(scene, settings):
+    """Another machine may round otherwise: table, page and counts are made from the stored numbers, not from those of this run."""
+    chosen = settings.model_copy(update={"kid_subsets": 7})
+    plan = plan_evaluation(chosen, scene.store, scene.dataset, scene.samples)
+    results = read_results(scene.store, scene.report)
+    rows = tuple(row.model_copy(update={"numbers": row.numbers | {"kid_r": Number(value=0.123456)}}) for row in results.rows)
+    scene.store.put_new(f"{plan.ref.prefix}/metrics.json", results.model_copy(update={"rows": rows}).to_bytes())
+    artifact = Artifact(scene.store, publish_evaluation(chosen, scene.store, plan))
+    assert artifact.manifest().counts["KID_r x 1000, tuned"] == 123.456
+    assert artifact.read("report.html").decode().count(">123.5") >= 5
+    table = pq.read_table(io.BytesIO(artifact.read("metrics.parquet"))).to_pylist()
+    assert {row["value"] for row in table if row["metric"] == "kid_r" and row["method"] != "real"} == {0.123456}
