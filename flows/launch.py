@@ -33,12 +33,12 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
         if dry_run:
             return 0
     with PrefectServer() as server, ExitStack() as end:
+        from prefect import tags
+
         from selfcascade_tasks.store import opened
         from selfcascade_tasks.workers import close_workers
 
         end.callback(close_workers)
-        from prefect import tags
-
         store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
         flow, arguments, tell = _flow_of(stage, settings)
         _quiet(debug)

@@ -30,15 +30,17 @@ def deployments(settings: PipelineSettings) -> list[Any]:
     from selfcascade_flows.generate import generate
     from selfcascade_flows.pipeline import pipeline
     from selfcascade_flows.pretrain import pretrain
+    from selfcascade_flows.variants import variant, variants
 
+    samples = {label: f"samples/{sampling.name}" for label, sampling in variants(settings).items()}
     plain = settings.model_copy(update={"store": _without_secrets(settings.store)}).model_dump(mode="json")
     common = {"store": plain["store"], "execution": plain["execution"]}
     parameters: dict[Flow[..., Any], dict[str, Any]] = {
         curate: {"settings": plain["curation"], **common},
         pretrain: {"settings": plain["pretraining"], **common},
         adapt: {"settings": plain["adaptation"], **common},
-        generate: {"settings": plain["generation"], **common},
-        evaluate: {"settings": plain["evaluation"], **common},
+        generate: {"settings": variant(settings, settings.generation.method).model_dump(mode="json"), **common},
+        evaluate: {"settings": plain["evaluation"], "samples": samples, **common},
         pipeline: {"settings": plain},
     }
     return [
