@@ -75,7 +75,7 @@ def remaining_timesteps(scheduler: SchedulerMixin, start: float) -> Tensor:
     if not 0 < start <= 1:
         raise SettingsError(f"start={start} must be above 0 and at most 1: it is K / T, where a stage enters the diffusion (paper: 0.7)")
     timesteps: Tensor = scheduler.timesteps
-    latest = round(start * scheduler.config.num_train_timesteps, 6)  # 0.283 * 1000 is a little below 283 in floating point
+    latest = round(start * scheduler.config.num_train_timesteps, 6)  # 0.25025 * 4000 is a little below 1001 in floating point
     skipped = int((timesteps > latest).sum())
     if skipped == len(timesteps):
         raise SettingsError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import models
 import numpy as np
@@ -110,9 +110,12 @@ def test_the_stages_by_hand_are_the_cascade(tuned, eta):
 
 
 def test_the_base_does_not_depend_on_the_target(small):
-    latents = [sample(small, size=None, sizes=small.sizes(size, size)[:1]) for size in (64, 128, 256)]
-    assert torch.equal(latents[0], latents[1])
-    assert torch.equal(latents[0], latents[2])
+    """What the first stage of a whole cascade hands on is the base sampled alone, however many stages are above it."""
+    alone = sample(small, size=64, steps=2)
+    for size in (128, 256):
+        handed_on = []
+        sample(small, size=size, steps=2, callback_on_step_end=lambda pipe, step, t, tensors, kept=handed_on: kept.append(tensors["latents"]) or {})
+        assert torch.equal(handed_on[1], alone)
 
 
 @pytest.mark.parametrize("upscale", ["bilinear", "bicubic"])
@@ -170,14 +173,11 @@ def test_one_generator_serves_the_samples_in_turn(small):
 def test_two_threads_sample_with_one_pipeline(tuned):
     """Check 11: two prompts at once, tuned and stochastic, give the bits of the same two in series; afterwards no hook is left."""
     work = [{"prompt": prompt, "seeds": [seed], "eta": 1.0, "steps": 4} for seed, prompt in enumerate(PROMPTS[:2])]
-    expected, results = [sample(tuned, **call) for call in work], {}
+    expected = [sample(tuned, **call) for call in work]
     before = hooks(tuned.unet)
-    threads = [threading.Thread(target=lambda n=n, call=call: results.__setitem__(n, sample(tuned, **call))) for n, call in enumerate(work)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(results[n], wanted) for n, wanted in enumerate(expected))
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda call: sample(tuned, **call), work))
+    assert all(torch.equal(result, wanted) for result, wanted in zip(results, expected, strict=True))
     assert hooks(tuned.unet) == before
 
 

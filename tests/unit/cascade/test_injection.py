@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import models
 import pytest
@@ -300,28 +302,16 @@ def test_threads_share_a_unet():
     ]
     expected = [unet_with_pivot(unet, **call) for call in work]
     plain = stock(unet, **case("small"))
-    start, wrong = threading.Barrier(5), []
+    start = threading.Barrier(5)
 
     @torch.no_grad()
-    def run(call: dict, wanted: torch.Tensor) -> None:
+    def same(once, wanted: torch.Tensor) -> bool:
         start.wait()
-        for _ in range(6):
-            if not torch.equal(unet_with_pivot(unet, **call), wanted):
-                wrong.append(call)
+        return all(torch.equal(once(), wanted) for _ in range(6))
 
-    @torch.no_grad()
-    def run_stock() -> None:
-        start.wait()
-        for _ in range(12):
-            if not torch.equal(stock(unet, **case("small")), plain):
-                wrong.append("stock")
-
-    threads = [threading.Thread(target=run, args=pair) for pair in zip(work, expected, strict=True)] + [threading.Thread(target=run_stock)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    calls = [*(partial(unet_with_pivot, unet, **call) for call in work), partial(stock, unet, **case("small"))]
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(same, calls, [*expected, plain])) == [True] * 5
     assert not any(module._forward_hooks for module in unet.modules())
 
 

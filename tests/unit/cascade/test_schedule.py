@@ -7,7 +7,7 @@ from math import log, prod
 
 import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from selfcascade.cascade.schedule import remaining_timesteps, stage_sizes
@@ -16,8 +16,8 @@ from selfcascade.settings import SettingsError
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading", "steps_offset": 1}
 
 
-def ddim(steps: int = 50) -> DDIMScheduler:
-    scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False)
+def ddim(steps: int = 50, total: int = 1000) -> DDIMScheduler:
+    scheduler = DDIMScheduler(**NOISE, num_train_timesteps=total, clip_sample=False, set_alpha_to_one=False)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -33,15 +33,17 @@ def test_700_of_1000_leaves_35_of_50_steps_from_681_on():
     assert (1 - alpha) ** 0.5 == pytest.approx(0.9515, abs=5e-5)
 
 
-@given(steps=st.integers(1, 200), k=st.integers(1, 1000))
-def test_the_grid_of_a_stage_is_the_suffix_of_the_full_one_at_or_below_k(steps, k):
-    scheduler = ddim(steps)
+@settings(deadline=None)
+@example(total=4000, steps=4000, k=1001)
+@given(total=st.sampled_from([1000, 4000]), steps=st.integers(1, 200), k=st.integers(1, 1000))
+def test_the_grid_of_a_stage_is_the_suffix_of_the_full_one_at_or_below_k(total, steps, k):
+    scheduler = ddim(steps, total)
     expected = [t for t in scheduler.timesteps.tolist() if t <= k]
     if expected:
-        assert remaining_timesteps(scheduler, k / 1000).tolist() == expected
+        assert remaining_timesteps(scheduler, k / total).tolist() == expected
     else:
         with pytest.raises(SettingsError, match="leaves no timestep"):
-            remaining_timesteps(scheduler, k / 1000)
+            remaining_timesteps(scheduler, k / total)
 
 
 def test_a_scheduler_that_counts_its_steps_is_told_where_to_begin():
@@ -75,6 +77,7 @@ def test_stages_follow_from_the_target(target, native, step, sizes):
     assert stage_sizes(*target, native=(native, native), step=step) == tuple(sizes)
 
 
+@settings(deadline=None)
 @given(data=st.data(), native=st.integers(2, 16), step=st.sampled_from([8, 32, 64]))
 def test_stages_of_any_target(data, native, step):
     """Stages fit the latent step and the target, and grow, at most twofold until the last; ceil(log4(area ratio)) of them are above the base, which has the
