@@ -68,7 +68,11 @@ class PrefectServer:
         return self._child is not None
 
     def _start(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            (home / "server.log").touch()
+        except OSError as error:
+            raise SettingsError(f"cannot write {home} ({error.strerror}); run where you may write, or set PREFECT_HOME") from None
         self._log = home / "server.log"
         with socket.socket() as listener, self._log.open("ab") as log:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,9 +99,11 @@ class PrefectServer:
         """Return once the server answers.
 
         Raises:
-            RuntimeError: it died or stayed silent; names its log.
+            RuntimeError: the child died or stayed silent; names its log.
+            SettingsError: the user's server does not answer.
         """
         if self._child is None:
+            self._check_theirs()
             return
         health, end = os.environ["PREFECT_API_URL"] + "/health", time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -109,6 +115,17 @@ class PrefectServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         raise RuntimeError(f"the local Prefect server did not answer in {PATIENCE:.0f} s; its log is {self._log}")
+
+    def _check_theirs(self) -> None:
+        from prefect import get_client
+
+        with get_client(sync_client=True) as client:
+            failure = client.api_healthcheck()
+        if failure is not None:
+            url = os.environ["PREFECT_API_URL"]
+            raise SettingsError(
+                f"PREFECT_API_URL {url} does not answer ({type(failure).__name__}); start that server, or unset the variable to use one of our own"
+            )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._child is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, TypedDict
 
 from prefect.cache_policies import NO_CACHE
@@ -24,13 +25,14 @@ class Retrying(TypedDict):
 
 
 def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether the failure in ``state`` is of a kind that passes: a store that does not answer, a broken connection."""
+    """Whether the failure in ``state`` is of a kind that passes: a store that does not answer, a broken connection. Says so when there is another try."""
     try:
         state.result()
-    except (ConnectionError, TimeoutError):
-        return True
-    except StoreError as error:
-        return error.transient
+    except (ConnectionError, TimeoutError, StoreError) as error:
+        passing = not isinstance(error, StoreError) or error.transient
+        if passing:
+            print(f"{run.name}: {error}; trying again", file=sys.stderr, flush=True)
+        return passing
     except BaseException:
         return False
     return False

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from conftest import command, environment
 from diffusers import UNet2DConditionModel
 
 from selfcascade.bases import SHIPPED
@@ -29,24 +30,24 @@ def test_help_is_quick_and_names_every_command(selfcascade):
         result = selfcascade("--help")
         elapsed.append(time.perf_counter() - started)
     assert result.returncode == 0
-    for command in (
+    listed = re.findall(r"^  (\w+) ", result.stdout.partition("Commands:")[2], re.M)
+    assert listed == [
         "curate",
         "pretrain",
         "adapt",
         "generate",
         "evaluate",
         "run",
-        "serve",
-        "params",
-        "configs",
-        "store",
         "ls",
         "show",
         "pull",
         "verify",
         "purge",
-    ):
-        assert f"\n  {command} " in result.stdout
+        "serve",
+        "params",
+        "configs",
+        "store",
+    ]
     assert min(elapsed) < 1.5  # 0.2 s on a quiet machine
 
 
@@ -122,3 +123,9 @@ def _endpoint(folder):
     url = embedded.status(folder).url
     assert url is not None
     return url
+
+
+def test_a_prefect_server_that_does_not_answer_is_named(tmp_path):
+    variables = environment() | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    result = subprocess.run(command("curate"), cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240, check=False)
+    assert "PREFECT_API_URL http://127.0.0.1:9/api does not answer" in one_line(result)

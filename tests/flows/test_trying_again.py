@@ -1,5 +1,7 @@
 """Only what may pass by itself is tried again."""
 
+from types import SimpleNamespace
+
 import pytest
 from prefect.states import Failed
 
@@ -10,21 +12,21 @@ from selfcascade_tasks.workers import WorkerDied
 
 
 @pytest.mark.parametrize("error", [StoreUnreachable("gone"), ConnectionResetError("reset"), TimeoutError("late")])
-def test_the_network_may_come_back(error):
-    assert may_pass(None, None, Failed(data=error))
+def test_the_network_may_come_back_and_the_wait_is_told(error, capsys):
+    assert may_pass(None, SimpleNamespace(name="shard 3"), Failed(data=error))
+    assert capsys.readouterr().err == f"shard 3: {error}; trying again\n"
 
 
 @pytest.mark.parametrize(
     "error", [StoreDenied("key"), NotFound("no"), IntegrityError("bytes"), SettingsError("value"), WorkerDied("memory"), ValueError("bug"), MemoryError()]
 )
-def test_nothing_else_is_tried_again(error):
-    assert not may_pass(None, None, Failed(data=error))
+def test_nothing_else_is_tried_again(error, capsys):
+    assert not may_pass(None, SimpleNamespace(name="shard 3"), Failed(data=error))
+    assert capsys.readouterr().err == ""
 
 
 def test_waits_grow_and_differ():
-    task = type("Task", (), {"retries": NETWORK["retries"]})
     waits = NETWORK["retry_delay_seconds"](NETWORK["retries"])
     assert waits == sorted(waits)
     assert len(set(waits)) == len(waits)
     assert NETWORK["retry_jitter_factor"] > 0
-    assert task.retries == 3
