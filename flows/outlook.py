@@ -9,6 +9,7 @@ from selfcascade.config import AdaptationSettings, EvaluationSettings, Generatio
 from selfcascade.curation.curate import CurationPlan, plan_curation
 from selfcascade.storage import Artifact, Plan, Store
 from selfcascade_flows.variants import variant, variants
+from selfcascade_tasks.adapt import ENCODING, encoding_work
 from selfcascade_tasks.base import base_exists
 from selfcascade_tasks.generate import work_of
 
@@ -102,7 +103,7 @@ class _Outlook:
         settings = self.run.adaptation.model_copy(update={"dataset": self.dataset})
         if ready:
             return _adaptation(settings, self.run, self.store)
-        return Step("adapt", settings.name, self.curated.units + 1, 0, settings.steps, serial=True)
+        return Step("adapt", settings.name, self.curated.units + 1, 0, settings.steps + ENCODING * self.curated.inputs, serial=True)
 
     def generation(self, settings: GenerationSettings, ready: bool) -> Step:
         """A unit for each chunk of samples."""
@@ -167,7 +168,7 @@ def _adaptation(settings: AdaptationSettings, run: PipelineSettings, store: Stor
     from selfcascade.adaptation.adapt import plan_adaptation
 
     plan = plan_adaptation(settings, store, device=run.execution.device)
-    return _step("adapt", plan, work=plan.steps - plan.step, serial=True)
+    return _step("adapt", plan, work=plan.steps - plan.step + encoding_work(plan, store, shards=len(plan.shards_todo)), serial=True)
 
 
 def _generation(settings: GenerationSettings, store: Store) -> Step:

@@ -12,15 +12,15 @@ SOURCE = "the records of earlier runs on this store, else by rates measured on 2
 MEASURED_BASE = "tiny-emoji"
 
 SECONDS: dict[tuple[str, str | None], float] = {
-    ("curate", None): 0.02,
+    ("curate", None): 0.012,
     ("pretrain", None): 0.6,
-    ("adapt", None): 0.6,
-    ("generate", "base"): 0.4,
-    ("generate", "lanczos"): 0.4,
-    ("generate", "direct"): 1.2,
-    ("generate", "tuning-free"): 1.1,
-    ("generate", "tuned"): 1.4,
-    ("evaluate", None): 0.03,
+    ("adapt", None): 0.65,
+    ("generate", "base"): 0.5,
+    ("generate", "lanczos"): 0.05,
+    ("generate", "direct"): 1.4,
+    ("generate", "tuning-free"): 0.7,
+    ("generate", "tuned"): 0.85,
+    ("evaluate", None): 0.05,
 }
 """Seconds of one worker for one piece of work as :class:`selfcascade_tasks.record.UnitCost` counts it."""
 

@@ -46,7 +46,7 @@ def show(ref: ArtifactRef, store: StoreSettings) -> None:
     prompts = [row.prompt for row in results.sheet]
     show_sheet("evaluate", ref.name, Artifact(held, ref).read(SHEET), title=f"The same prompts by every method, {ref}", captions=prompts)
     page = page_key(run_id())
-    held.put_cache(page, timed_report(held, ref, times_of(held, results)).encode())
+    held.put_cache(page, timed_report(held, ref, times_of(held, ref, results)).encode())
     show_link("evaluate", ref.name, held, page, text=f"Report {ref.name}")
 
 

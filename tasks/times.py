@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 from selfcascade.evaluation.report import Cost, Times
 from selfcascade.evaluation.results import Results
-from selfcascade.storage import NotFound, Store, resolve
+from selfcascade.storage import ArtifactRef, NotFound, Store, resolve
 from selfcascade_tasks.record import StageCost, earlier_costs, run_id
 
 
-def times_of(store: Store, results: Results) -> Times:
-    """Cost by method and wall time by stage of everything that ``results`` rest on, this run's own records included."""
+def times_of(store: Store, ref: ArtifactRef, results: Results) -> Times:
+    """Cost by method and wall time by stage of the report ``ref`` and of everything that it rests on, this run's own records included."""
     costs = earlier_costs(store)
-    artifacts = {row.artifact for row in results.rows} | {item.artifact for item in results.lineage}
+    artifacts = {str(ref)} | {row.artifact for row in results.rows} | {item.artifact for item in results.lineage}
     found = {row.label: _cost(store, row.artifact, row.pictures, row.method, costs) for row in results.rows}
     stages: dict[str, float] = {}
-    for cost in costs:
+    for cost in reversed(costs):
         if cost.done and cost.artifact in artifacts:
             stages[cost.stage] = stages.get(cost.stage, 0.0) + cost.seconds
-    return Times(
-        methods={label: cost for label, cost in found.items() if cost is not None},
-        stages=stages,
-        machine=f"{platform.machine()}, {platform.system()}",
-        run=run_id(),
-    )
+    methods = {label: cost for label, cost in found.items() if cost is not None}
+    return Times(methods=methods, stages=stages, machine=f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}", run=run_id())
 
 
 def _cost(store: Store, artifact: str, pictures: int, method: str, costs: list[StageCost]) -> Cost | None:
