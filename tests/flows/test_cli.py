@@ -6,10 +6,11 @@ import sys
 import time
 
 import pytest
-from conftest import command, environment
+from conftest import command, environment, small
 from diffusers import UNet2DConditionModel
 
 from selfcascade.bases import SHIPPED
+from selfcascade.storage import embedded
 
 BASE = SHIPPED / "tiny-emoji"
 
@@ -103,8 +104,6 @@ def test_a_wrong_key_is_named(selfcascade, weed, store_settings):
 
 
 def _endpoint(folder):
-    from selfcascade.storage import embedded
-
     url = embedded.status(folder).url
     assert url is not None
     return url
@@ -114,3 +113,20 @@ def test_a_prefect_server_that_does_not_answer_is_named(tmp_path):
     variables = environment() | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
     result = subprocess.run(command("curate"), cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240, check=False)
     assert "PREFECT_API_URL http://127.0.0.1:9/api does not answer" in one_line(result)
+
+
+def test_a_secret_is_written_nowhere(selfcascade, weed, store_settings, store, tmp_path):
+    found = embedded.attach(weed)
+    where = {
+        "store.endpoint": found.url, "store.bucket": store_settings.bucket, "store.prefix": store_settings.prefix,
+        "store.access_key": found.access_key, "store.secret_key": found.secret_key,
+    }  # fmt: skip
+    result = selfcascade("curate", *small(**where))
+    embedded.release(weed)
+    assert result.returncode == 0, result.stderr
+    secret = found.secret_key.encode()
+    assert secret not in (result.stdout + result.stderr).encode()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "prefect.db" for path in files)
+    assert [path for path in files if secret in path.read_bytes()] == []
+    assert [info.key for info in store.list("") if secret in store.read(info.key)] == []
