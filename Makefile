@@ -31,8 +31,9 @@ lint: $(VENV)/.dev $(LOCAL)/types
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants.py
 
+# Measures the shipped base against real renders.
 bench: $(VENV)/.dev
-	$(BIN)/python -m tests.bench
+	$(BIN)/python tests/bench/base.py selfcascade/bases/tiny-emoji
 
 # Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.
 configs: $(VENV)/.dev
