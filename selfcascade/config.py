@@ -117,6 +117,11 @@ class AutoencoderSettings(Settings):
     gradient_l1: float = Field(0.25, ge=0, description="weight of the L1 distance of finite differences")
     equivariance: float = Field(0.25, ge=0, le=1, description="share of steps that decode a shrunken latent against the shrunken picture")
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of both cycles."""
+        return self.steps + self.refine_steps
+
 
 class DenoiserSettings(Settings):
     """The small base's UNet and text encoder and their training."""

@@ -25,7 +25,7 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
     """The optimizer steps that are left of both phases, in a worker process."""
     held = opened(store)
     before = steps_done(settings, held, plan)
-    autoencoder = settings.autoencoder.steps + settings.autoencoder.refine_steps
+    autoencoder = settings.autoencoder.total_steps
     total = autoencoder + settings.denoiser.steps
     with StageProgress("train", settings.name, start=sum(before.values()), total=total, what="steps") as progress:
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 
-from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_shard, missing_shards, shards_of, threads
+from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_shard, missing_shards, shards_of
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
 from selfcascade.adaptation.folder import put_folder
 from selfcascade.adaptation.preview import Previewer, preview_sheet, preview_specs
@@ -22,6 +22,7 @@ from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings
 from selfcascade.generation.models import resolve_device
+from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
 
@@ -136,7 +137,7 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     if plan.published:
         return 0
     base = _base(settings, store, plan)
-    with threads(settings.compute.threads), enough_memory(settings, remedy="lower the batch, or use upsampler.inject=skip or compute.dtype=bfloat16"):
+    with torch_threads(settings.compute.threads), enough_memory(settings, remedy="lower the batch, or use upsampler.inject=skip or compute.dtype=bfloat16"):
         latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
         pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
@@ -169,7 +170,7 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
     dataset, base = _dataset(store, plan), _base(settings, store, plan)
     artifact = Artifact.plan(store, "upsamplers", settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
     if not artifact.published():
-        with threads(settings.compute.threads):
+        with torch_threads(settings.compute.threads):
             latents = _latents(settings, store, plan, base)
             newest = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest()
             if newest is None or newest.step < settings.steps:

@@ -86,11 +86,6 @@ class AutoencoderTraining:
         self.step += 1
         return float(loss.detach())
 
-    @property
-    def steps(self) -> int:
-        """Steps of both cycles."""
-        return self.settings.steps + self.settings.refine_steps
-
     def _learning_rate(self) -> float:
         settings = self.settings
         if self.step < settings.steps:

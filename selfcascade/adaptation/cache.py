@@ -9,8 +9,7 @@ sample's key in its name: nothing is matched by position.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +28,7 @@ from selfcascade.adaptation.tensorfile import TensorFile, open_tensor_file, writ
 from selfcascade.cascade.conditioning import Conditioning, encode
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.curation.shards import read_tar
+from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Artifact, IntegrityError, NotFound, Store
 
@@ -170,7 +170,7 @@ def encode_shard(store: Store, dataset: Artifact, name: str, encoder: Encoder) -
     sha256 = shards_of(dataset)[name]
     tensors = {f"{EMPTY}/{kind}": tensor for kind, tensor in encoder.empty().items()}
     samples: dict[str, dict[str, str]] = {}
-    with threads(encoder.recipe.threads), TemporaryDirectory(prefix="selfcascade-") as folder:
+    with torch_threads(encoder.recipe.threads), TemporaryDirectory(prefix="selfcascade-") as folder:
         path = Path(folder, name)
         dataset.download(name, path)
         for fields, png in read_tar(path):
@@ -254,17 +254,6 @@ class LatentCache:
         """The empty caption, a batch of one."""
         pooled = self._empty.tensor(f"{EMPTY}/pooled")[None] if f"{EMPTY}/pooled" in self._empty.names else None
         return Conditioning(self._empty.tensor(f"{EMPTY}/text")[None], pooled)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch computes with ``count`` threads for as long as the block lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cover(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -119,14 +119,14 @@ def steps_done(settings: PretrainingSettings, store: Store, plan: PretrainingPla
     newest = newest_step(store, plan.ref.version)
     if 0 not in plan.done:
         return {"autoencoder": newest, "denoiser": 0}
-    return {"autoencoder": settings.autoencoder.steps + settings.autoencoder.refine_steps, "denoiser": settings.denoiser.steps if 1 in plan.done else newest}
+    return {"autoencoder": settings.autoencoder.total_steps, "denoiser": settings.denoiser.steps if 1 in plan.done else newest}
 
 
 def _train_autoencoder(settings: PretrainingSettings, artifact: Artifact, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None) -> None:
     dtype: torch.dtype = getattr(torch, settings.compute.dtype)
     training = AutoencoderTraining(settings.autoencoder, pictures.train, seed=settings.seed, dtype=dtype)
     checkpoints = CheckpointFolder(artifact.store, version=artifact.ref.version, latents="autoencoder")
-    losses = _run("autoencoder", training, {"model": training.model}, {}, training.steps, settings.checkpoint_steps, checkpoints, progress)
+    losses = _run("autoencoder", training, {"model": training.model}, {}, settings.autoencoder.total_steps, settings.checkpoint_steps, checkpoints, progress)
     model = training.model.eval()
     fold_statistics(model, encode_all(model, pictures.train[:4096]))
     with TemporaryDirectory(prefix="selfcascade-") as folder:

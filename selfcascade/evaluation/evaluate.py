@@ -8,7 +8,7 @@ from pydantic import Field
 
 from selfcascade.config import EvaluationSettings
 from selfcascade.curation.reading import read_table
-from selfcascade.evaluation.features import load_features, network_kind, torch_threads, weights_path, weights_sha256
+from selfcascade.evaluation.features import load_features, network_kind, weights_path, weights_sha256
 from selfcascade.evaluation.layout import analysis_size
 from selfcascade.evaluation.lineage import curves_of, lineage_of
 from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
@@ -19,6 +19,7 @@ from selfcascade.evaluation.results import Results
 from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_sets
 from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
 from selfcascade.generation.models import resolve_device
+from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfcascade.config import EvaluationSettings, FeatureSettings, StoreSettings
 from selfcascade.evaluation.evaluate import evaluate
-from selfcascade.evaluation.features import torch_threads
+from selfcascade.generation.threads import torch_threads
 from selfcascade.storage import ArtifactRef, Store
 
 

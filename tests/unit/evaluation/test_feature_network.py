@@ -15,8 +15,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.distances import fid
-from selfcascade.evaluation.features import LITE0_SHA256, FeatureNetwork, NetworkKind, as_batch, load_features, torch_threads, weights_path, weights_sha256
+from selfcascade.evaluation.features import LITE0_SHA256, FeatureNetwork, NetworkKind, as_batch, load_features, weights_path, weights_sha256
 from selfcascade.evaluation.resize import resize
+from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 
 
