@@ -58,7 +58,7 @@ class AutoencoderTraining:
         self.settings, self.pictures, self.seed, self.dtype = settings, pictures, seed, dtype
         self.native = pictures.shape[1] // 2
         self.model = build_autoencoder(settings, side=self.native, seed=seed).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+        self.optimizers = (torch.optim.AdamW(self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True),)
         self.step = 0
 
     def advance(self) -> float:
@@ -78,11 +78,11 @@ class AutoencoderTraining:
             decoded = self.model.decode(latent).sample
         loss = reconstruction_loss(decoded.float(), pixels, gradient_l1=settings.gradient_l1)
         loss = loss + kl * posterior.kl().float().sum() / posterior.mean.numel()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        set_rate(self.optimizer, self._learning_rate())
-        self.optimizer.step()
+        set_rate(self.optimizers[0], self._learning_rate())
+        self.optimizers[0].step()
         self.step += 1
         return float(loss.detach())
 

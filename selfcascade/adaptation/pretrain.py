@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -208,7 +208,7 @@ def _run(
         with torch.no_grad():
             for name, value in tensors.items():
                 value.copy_(found.tensors[name])
-        _restore_optimizer(training.optimizer, found.tensors)
+        _restore_optimizers(training.optimizers, found.tensors)
         training.step = found.step
         losses = found.record["losses"]
         log.info("%s goes on at step %d of %d", phase, found.step, steps)
@@ -219,23 +219,27 @@ def _run(
         if training.step % TELL_EVERY == 0 and progress is not None:
             progress(PretrainingStep(phase, training.step, steps, float(np.mean(losses[-TELL_EVERY:]))))
         if training.step % every == 0 or training.step == steps:
-            checkpoints.save(training.step, tensors | _optimizer_tensors(training.optimizer), {"losses": losses})
+            checkpoints.save(training.step, tensors | _optimizer_tensors(training.optimizers), {"losses": losses})
     return [round(float(np.mean(losses[start : start + LOG_EVERY])), 5) for start in range(0, len(losses), LOG_EVERY)]
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer/{number}/{slot}": value for number, slots in state.items() for slot, value in slots.items()}
+def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    return {
+        f"optimizer/{which}/{number}/{slot}": value
+        for which, optimizer in enumerate(optimizers)
+        for number, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+    }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state = optimizer.state_dict()
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, number, slot = name.split("/")
-            slots.setdefault(int(number), {})[slot] = value
-    optimizer.load_state_dict(state | {"state": slots})
+def _restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    for which, optimizer in enumerate(optimizers):
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(f"optimizer/{which}/"):
+                _, _, number, slot = name.split("/")
+                slots.setdefault(int(number), {})[slot] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
 
 
 def _pictures(settings: PretrainingSettings, dataset: Artifact) -> _Pictures:

@@ -73,7 +73,7 @@ def test_denoiser_learns_and_its_average_follows():
     tokenizer = build_tokenizer(["a cat", "two dogs"], max_tokens=8)
     latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     tokens = tokenize(tokenizer, ["a cat", "two dogs"] * 4)
-    configuration = DENOISER.model_copy(update={"steps": 40, "caption_dropout": 0.0})
+    configuration = DENOISER.model_copy(update={"steps": 40, "caption_dropout": 0.0, "lr": 1e-2})
     training = DenoiserTraining(configuration, latents, tokens, tokenize(tokenizer, [""]), vocabulary=len(tokenizer), seed=0, dtype=torch.float32)
     expected = training.parameters[0].detach().double().clone()
     losses = []
@@ -85,6 +85,25 @@ def test_denoiser_learns_and_its_average_follows():
     torch.testing.assert_close(training.average[0].double(), expected, atol=1e-5, rtol=1e-5)
     unet, _ = training.averaged()
     torch.testing.assert_close(next(unet.parameters()), training.average[0])
+
+
+def test_hidden_weights_step_by_muon_at_the_size_of_adamw():
+    """Hidden weights move by an orthogonalised step: its root mean square is 0.2 of the learning rate (arXiv 2502.16982, section 2.2) whatever the gradient's."""
+    tokenizer = build_tokenizer(["a cat", "two dogs"], max_tokens=8)
+    tokens = tokenize(tokenizer, ["a cat", "two dogs"] * 4)
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    training = DenoiserTraining(DENOISER, latents, tokens, tokenize(tokenizer, [""]), vocabulary=len(tokenizer), seed=0, dtype=torch.float32)
+    names = {id(parameter): name for name, parameter in training.unet.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in training.unet.named_parameters()}
+    training.advance()
+    rate = training.optimizers[0].param_groups[0]["lr"]
+    assert 0 < rate < DENOISER.lr
+    assert not {"conv_in.weight", "conv_out.weight"} & {names[id(parameter)] for parameter in training.matrices.values()}
+    for matrix, parameter in training.matrices.items():
+        assert matrix.data_ptr() == parameter.data_ptr()
+        if parameter.grad.norm() > 1e-6:  # keys of an attention whose values are still zero have none
+            moved = (parameter.detach() - before[names[id(parameter)]]).square().mean().sqrt()
+            assert 0.5 < moved / (0.2 * rate) < 1.3, names[id(parameter)]
 
 
 def test_every_sample_is_seen_once_an_epoch():
