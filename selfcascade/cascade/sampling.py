@@ -12,8 +12,9 @@ from typing import Any, Literal
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
-from selfcascade.cascade.guidance import branches, combine
-from selfcascade.cascade.injection import Features, attached, pivot_features, unet_with_pivot
+from selfcascade.cascade.denoiser import Denoiser
+from selfcascade.cascade.guidance import Guidance
+from selfcascade.cascade.injection import attached
 from selfcascade.cascade.noise import StageNoise
 from selfcascade.cascade.pivot import UPSCALES, renoise_pivot
 from selfcascade.cascade.schedule import remaining_timesteps
@@ -40,10 +41,19 @@ class Recipe:
     """The upsampler guides while t is above this."""
     strength: float
     """Factor on what the upsampler adds."""
+    later_steps: int | None = None
+    """Denoising steps of a full pass in the stages above the base, of which they take those from K on; None is as many as the base's."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Shares of T between which guidance is on."""
+    joint_branches: bool = True
+    """Whether the branches of guidance share a pass."""
+    pivot_every: int = 1
+    """Steps that the pivot's features of one timestep serve."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise SettingsError(f"steps={self.steps} must be at least 1")
+        for name, value in (("steps", self.steps), ("later_steps", self.later_steps), ("pivot_every", self.pivot_every)):
+            if value is not None and value < 1:
+                raise SettingsError(f"{name}={value} must be at least 1")
         if not 0 <= self.eta <= 1:
             raise SettingsError(f"eta={self.eta} must be in 0..1")
         if self.upscale not in UPSCALES:
@@ -52,13 +62,23 @@ class Recipe:
             raise SettingsError(f"t_min={self.t_min} must not be negative")
         if not 0 <= self.strength <= 1:
             raise SettingsError(f"strength={self.strength} must be in 0..1")
+        self.guidance(timesteps=1000)
+
+    def guidance(self, *, timesteps: int) -> Guidance:
+        """Classifier-free guidance over that many timesteps."""
+        return Guidance(self.guidance_scale, self.guidance_interval, self.joint_branches, timesteps)
+
+    def steps_of(self, stage: Literal["base", "later"]) -> int:
+        """Denoising steps of a full pass."""
+        return self.steps if stage == "base" or self.later_steps is None else self.later_steps
 
 
 def count_steps(scheduler: SchedulerMixin, recipe: Recipe) -> tuple[int, int]:
     """Denoising steps of the base stage, and of each later one. Refuses a ``start`` that leaves none, before any network runs."""
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(recipe.steps)
-    return len(scheduler.timesteps), len(remaining_timesteps(scheduler, recipe.start))
+    base, later = (copy.deepcopy(scheduler) for _ in range(2))
+    base.set_timesteps(recipe.steps_of("base"))
+    later.set_timesteps(recipe.steps_of("later"))
+    return len(base.timesteps), len(remaining_timesteps(later, recipe.start))
 
 
 def sample_stage(
@@ -89,32 +109,30 @@ def sample_stage(
         on_step: called after every step.
     """
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(recipe.steps, device=noise.entry.device)
+    scheduler.set_timesteps(recipe.steps_of("base" if pivot is None else "later"), device=noise.entry.device)
     if pivot is None:
         z, timesteps = noise.entry * scheduler.init_noise_sigma, scheduler.timesteps
     else:
         size = (noise.entry.shape[-2], noise.entry.shape[-1])
         z, timesteps = renoise_pivot(pivot, size, scheduler, start=recipe.start, noise=noise.entry, upscale=UPSCALES[recipe.upscale])
 
-    features: Features | None = None
-
-    def predict(z_in: Tensor, t: Tensor) -> Tensor:
-        nonlocal features
-        if pivot is None or upsampler is None or recipe.strength == 0 or t <= recipe.t_min:
-            return unet(z_in, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
-        phi = upsampler.config
-        if features is None or phi.pivot_t == "current":  # at t = 0 the clean pivot has the same features at every step
-            pivot_in = branches(pivot, recipe.guidance_scale).to(unet.dtype)
-            features = pivot_features(unet, pivot_in, t if phi.pivot_t == "current" else 0, text, inject=phi.inject, **conditioning)
-        return unet_with_pivot(unet, z_in, t, text, upsampler=upsampler, features=features, strength=recipe.strength, **conditioning)
-
+    denoise = Denoiser(
+        unet,
+        text=text,
+        conditioning=conditioning,
+        guidance=recipe.guidance(timesteps=scheduler.config.num_train_timesteps),
+        pivot=pivot,
+        upsampler=upsampler,
+        t_min=recipe.t_min,
+        strength=recipe.strength,
+        pivot_every=recipe.pivot_every,
+    )
     extras = _step_arguments(scheduler, recipe.eta, noise)
     with nullcontext() if upsampler is None else attached(unet):
         for t in timesteps:
-            z_in = branches(scheduler.scale_model_input(z, t), recipe.guidance_scale).to(unet.dtype)
-            prediction = combine(predict(z_in, t).float(), recipe.guidance_scale)
-            z = scheduler.step(prediction, t, z, **extras, return_dict=False)[0]
-            z, text = on_step(t, z, text)
+            z = scheduler.step(denoise(scheduler.scale_model_input(z, t), t), t, z, **extras, return_dict=False)[0]
+            z, text = on_step(t, z, denoise.text)
+            denoise.replace_text(text)
     return z
 
 

@@ -14,7 +14,7 @@ import torch
 from test_upsampler import randomised
 
 from selfcascade.cascade.families import spec_of
-from selfcascade.cascade.guidance import branches, combine
+from selfcascade.cascade.guidance import combine
 from selfcascade.cascade.injection import attached, pivot_features, unet_with_pivot
 from selfcascade.cascade.upsampler import FeatureUpsampler
 
@@ -192,8 +192,8 @@ def test_guidance_is_the_same_jointly_and_separately():
     upsampler = randomised(FeatureUpsampler.for_base(spec_of(unet), variant="A"))
     texts = {"unconditional": other["encoder_hidden_states"], "conditional": call["encoder_hidden_states"]}
     joint = {
-        "z": branches(call["z"], scale),
-        "pivot": branches(call["pivot"], scale),
+        "z": torch.cat([call["z"]] * 2),
+        "pivot": torch.cat([call["pivot"]] * 2),
         "t": call["t"],
         "encoder_hidden_states": torch.cat([texts["unconditional"], texts["conditional"]]),
     }
