@@ -45,4 +45,4 @@ def _recorded(step: Step, costs: Sequence[StageCost]) -> float | None:
 def _measured(step: Step, run: PipelineSettings) -> float | None:
     if run.generation.base != MEASURED_BASE and step.stage not in ("curate", "evaluate"):
         return None
-    return SECONDS[step.stage, step.method]
+    return SECONDS.get((step.stage, step.method))

@@ -12,7 +12,8 @@ from selfcascade.settings import Settings, where
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Method = Literal["base", "lanczos", "direct", "tuning-free", "tuned"]
+Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
+Method = Literal["base", "lanczos", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
 
 
 class StoreSettings(Settings):
@@ -166,6 +167,34 @@ class CascadeSettings(Settings):
     strength: float = Field(1.0, ge=0, le=1, description="factor on what the upsamplers add")
 
 
+class ScaleCrafterSettings(Settings):
+    """ScaleCrafter's re-dilation (arXiv 2310.07702). What is unset follows the table of the base's family and of the size."""
+
+    dilations: Dilations | None = Field(None, description="dilation of the 3x3 convolutions under a module of the UNet, such as {mid_block: 2}")
+    tau: int | None = Field(None, ge=0, le=50, description="the first steps, of 50, that are dilated")
+    tau_damped: int | None = Field(None, ge=0, le=50, description="the first steps, of 50, with noise-damped guidance")
+    damped: Dilations | None = Field(None, description="the milder dilations of noise-damped guidance")
+    progressive: bool | None = Field(None, description="dilations shrink towards 2 while the dilated steps pass")
+    dispersed: tuple[str, ...] | None = Field(None, description="modules whose dilated 3x3 kernels are enlarged to 5x5")
+
+
+class X4Settings(Settings):
+    """Stable Diffusion's x4 upscaler after the base's own picture."""
+
+    model: str = where("stabilityai/stable-diffusion-x4-upscaler", description="folder or hub id of a diffusers StableDiffusionUpscalePipeline")
+    steps: int = Field(75, ge=1, le=1000, description="denoising steps (diffusers: 75)")
+    guidance_scale: float = Field(9.0, ge=0, description="classifier-free guidance (diffusers: 9)")
+    noise_level: int = Field(20, ge=0, le=350, description="timestep to which the small picture is noised (diffusers: 20)")
+
+
+class BaselineSettings(Settings):
+    """What the cascade is compared with."""
+
+    eta: float = Field(1.0, ge=0, le=1, description="DDIM's eta of attention-scaling, scalecrafter and hidiffusion (ScaleCrafter: 1); direct has cascade.eta")
+    scalecrafter: ScaleCrafterSettings = ScaleCrafterSettings()
+    x4: X4Settings = X4Settings()
+
+
 class UpsamplerSettings(Settings):
     """The time-aware feature upsampler (paper section 4.2)."""
 
@@ -220,11 +249,14 @@ class GenerationSettings(Settings):
     name: Name = where("samples", description="name of the samples artifact")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
     method: Method = Field(
-        "tuning-free", description="base: native size; lanczos: enlarged base; direct: target size from noise; tuning-free and tuned: the cascade"
+        "tuning-free",
+        description="base: native size; lanczos and x4-upscaler: enlarged base; direct, attention-scaling, scalecrafter and hidiffusion: target size from"
+        " noise; tuning-free and tuned: the cascade",
     )
     upsampler: str | None = where(None, description="upsampler artifact or folder, for method tuned")
     prompts: PromptSettings = PromptSettings()
     cascade: CascadeSettings = CascadeSettings()
+    baselines: BaselineSettings = BaselineSettings()
     negative_prompt: str = Field("", description="what guidance steers away from")
     seed: int = Field(0, ge=0, description="run seed; a sample's own seed is SHA-256 of it, the prompt id and the index")
     chunk: int = Field(32, ge=1, description="samples a unit of work and a shard")

@@ -6,10 +6,14 @@ from typing import Any
 
 from diffusers import ImagePipelineOutput
 
+from selfcascade.baselines.baseline import Baseline, applies
 from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.config import BaselineSettings
 
 
-def sample(pipeline: SelfCascadePipeline, prompt: str | list[str] | None = None, *, height: int, width: int, **call: Any) -> ImagePipelineOutput:
+def sample(
+    pipeline: SelfCascadePipeline, prompt: str | list[str] | None = None, *, height: int, width: int, settings: BaselineSettings | None = None, **call: Any
+) -> ImagePipelineOutput:
     """Pictures of that size in a single stage.
 
     Args:
@@ -17,6 +21,10 @@ def sample(pipeline: SelfCascadePipeline, prompt: str | list[str] | None = None,
         prompt: as the pipeline takes it.
         height: in pixels.
         width: in pixels.
+        settings: of the baselines' common face; this one looks at none.
         call: whatever else the pipeline's call takes. ``eta`` matters here: ScaleCrafter and others sample this row with 1, the cascade with 0.
     """
     return pipeline(prompt, sizes=[(height, width)], **call)
+
+
+DIRECT = Baseline("direct", "the target size from noise", applies, sample)

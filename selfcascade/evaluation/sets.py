@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +17,7 @@ from selfcascade.generation.samples import read_generated, read_table
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Store
 
-METHODS = ("base", "lanczos", "direct", "tuning-free", "tuned")
+METHODS = get_args(Method)
 """The order of every table."""
 
 

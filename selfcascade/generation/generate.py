@@ -14,7 +14,7 @@ from types import MappingProxyType
 from pydantic import Field
 
 from selfcascade.bases import HUB_ID, ResolvedBase, names_artifact, resolve_base
-from selfcascade.config import CascadeSettings, GenerationSettings, Method
+from selfcascade.config import BaselineSettings, CascadeSettings, GenerationSettings, Method
 from selfcascade.curation.shards import table_name, tar_name
 from selfcascade.generation.prompts import load_prompts, prompts_version
 from selfcascade.generation.samples import shard_table, write_shard
@@ -22,22 +22,31 @@ from selfcascade.generation.seeds import SampleSpec, sample_specs
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, entry_of, resolve
 
+_STAGES = ("start", "upscale", "t_min", "strength")
 _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
     {
-        "base": ("start", "upscale", "t_min", "strength"),
-        "lanczos": ("start", "upscale", "t_min", "strength"),
-        "direct": ("start", "upscale", "t_min", "strength"),
+        "base": _STAGES,
+        "lanczos": _STAGES,
+        "x4-upscaler": _STAGES,
+        "direct": _STAGES,
+        "attention-scaling": (*_STAGES, "eta"),
+        "scalecrafter": (*_STAGES, "eta"),
+        "hidiffusion": (*_STAGES, "eta"),
         "tuning-free": ("t_min", "strength"),
         "tuned": (),
     }
 )
 """Settings of the cascade that a method does not look at."""
+_USED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
+    {"x4-upscaler": ("x4",), "attention-scaling": ("eta",), "scalecrafter": ("eta", "scalecrafter"), "hidiffusion": ("eta",)}
+)
+"""Settings of the baselines that a method looks at."""
 
 
 class GenerationPlan(Plan):
     """Which samples there are, in which chunks, from which versions of base, upsampler and prompts."""
 
-    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler")
+    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler or x4 upscaler")
     base: str = Field(description="the base as a worker finds it again, at a fixed version where it is an artifact")
     upsampler: str | None = Field(description="the same of the upsampler")
     chunks: dict[int, tuple[SampleSpec, ...]] = Field(description="samples of each unit, in key order")
@@ -62,7 +71,9 @@ def relevant(settings: GenerationSettings) -> GenerationSettings:
     """Settings in which whatever the method does not look at has its default, so that a sweep over ``start`` does not sample the base again."""
     defaults = CascadeSettings()
     unused = {name: getattr(defaults, name) for name in _UNUSED[settings.method]}
-    return settings.model_copy(update={"cascade": settings.cascade.model_copy(update=unused)})
+    used = {name: getattr(settings.baselines, name) for name in _USED.get(settings.method, ())}
+    changes = {"cascade": settings.cascade.model_copy(update=unused), "baselines": BaselineSettings().model_copy(update=used)}
+    return settings.model_copy(update=changes)
 
 
 def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPlan:
@@ -77,6 +88,10 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
     upsampler = None
     if settings.method == "tuned":
         upsampler, inputs["upsampler"] = _find_upsampler(settings, store)
+    if settings.method == "x4-upscaler":
+        from selfcascade.baselines.upscaler_x4 import resolve_upscaler
+
+        inputs["x4"] = resolve_upscaler(settings.baselines.x4.model, store).version
     artifact = _artifact(settings, store, inputs)
     published = artifact.published()
     if not published:
@@ -174,12 +189,17 @@ def _find_upsampler(settings: GenerationSettings, store: Store) -> tuple[str, st
 
 def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None) -> None:
     """Refuse before the first unit what the first unit would refuse."""
+    from selfcascade.baselines.registry import BASELINES
     from selfcascade.cascade.schedule import stage_sizes
     from selfcascade.cascade.upsampler import load_upsampler
     from selfcascade.generation.models import outline
 
     spec, known_as = outline(base)
-    stage_sizes(settings.cascade.height, settings.cascade.width, native=spec.native, step=spec.step)
+    height, width = settings.cascade.height, settings.cascade.width
+    stage_sizes(height, width, native=spec.native, step=spec.step)
+    reason = BASELINES[settings.method].refusal(spec, height, width, settings.baselines) if settings.method in BASELINES else None
+    if reason is not None:
+        raise SettingsError(f"method {settings.method!r} does not apply to base {base.name!r}: {reason}")
     if upsampler is not None:
         load_upsampler(upsampler, store).check_fits(spec, known_as)
 
@@ -187,13 +207,15 @@ def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsam
 def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> int:
     import torch
 
-    from selfcascade.generation.models import load_pipeline
+    from selfcascade.generation.models import load_pipeline, load_x4
     from selfcascade.generation.sampling import samples
 
     torch.set_num_threads(settings.compute.threads)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     pipeline = load_pipeline(plan.base, plan.upsampler, store, versions=plan.inputs, dtype=settings.compute.dtype, device=device)
+    if settings.method == "x4-upscaler":
+        load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=settings.compute.dtype, device=str(pipeline.device))
     digest = relevant(settings).digest()
     made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"])
     return write_shard(path, made, method=settings.method, settings=digest)

@@ -13,17 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from selfcascade.baselines import direct
+from selfcascade.baselines.registry import BASELINES
 from selfcascade.cascade.decoding import decode
 from selfcascade.cascade.pipeline import SelfCascadePipeline
-from selfcascade.config import CascadeSettings, Method
+from selfcascade.config import CascadeSettings, GenerationSettings, Method
+from selfcascade.generation.models import load_x4
 from selfcascade.generation.seeds import SampleSpec, sample_generator
 
 Pictures = NDArray[np.uint8]
 """(B, H, W, 3)"""
-Sampler = Callable[[SelfCascadePipeline, Sequence[SampleSpec], CascadeSettings, Tensor | None], Pictures]
-"""Takes a pipeline, the samples of one batch, the cascade's settings and the clean base latents of these samples, if the method builds on them."""
+Sampler = Callable[[SelfCascadePipeline, Sequence[SampleSpec], GenerationSettings, Tensor | None], Pictures]
+"""Takes a pipeline, the samples of one batch, settings and the clean base latents of these samples, if the method builds on them."""
 
-BUILDS_ON_BASE: frozenset[Method] = frozenset({"base", "lanczos", "tuning-free", "tuned"})
+BUILDS_ON_BASE: frozenset[Method] = frozenset({"base", "lanczos", "x4-upscaler", "tuning-free", "tuned"})
 """Methods whose first stage is the base's own picture: one pass of the base serves them all."""
 
 
@@ -33,27 +35,44 @@ def base_latents(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cas
     return _call(pipeline, specs, cascade, sizes=sizes[:1])
 
 
-def sample_base(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+def sample_base(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The base's own picture at its native size."""
     return _decoded(pipeline, _given(bases))
 
 
-def sample_lanczos(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+def sample_lanczos(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The base's own picture, 8 bits a channel, enlarged to the target by Pillow's Lanczos filter."""
-    size = (cascade.width, cascade.height)
-    pictures = sample_base(pipeline, specs, cascade, bases)
+    size = (settings.cascade.width, settings.cascade.height)
+    pictures = sample_base(pipeline, specs, settings, bases)
     return np.stack([np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)) for picture in pictures])
 
 
-def sample_direct(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+def sample_direct(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The target size from noise in a single stage."""
+    cascade = settings.cascade
     latents = direct.sample(pipeline, height=cascade.height, width=cascade.width, output_type="latent", return_dict=False, **_arguments(specs, cascade))[0]
     return _decoded(pipeline, latents)
 
 
-def sample_cascade(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, bases: Tensor | None) -> Pictures:
+def sample_baseline(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
+    """The target size from noise in a single stage, by the baseline of that name; eta is the baselines' own."""
+    cascade, baseline = settings.cascade, BASELINES[settings.method]
+    arguments = _arguments(specs, cascade) | {"eta": settings.baselines.eta, "output_type": "latent", "return_dict": False}
+    return _decoded(pipeline, baseline.sample(pipeline, height=cascade.height, width=cascade.width, settings=settings.baselines, **arguments)[0])
+
+
+def sample_x4(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
+    """The base's own picture, enlarged by the x4 upscaler, which is loaded once a process."""
+    cascade = settings.cascade
+    upscaler = load_x4(settings.baselines.x4.model, dtype=settings.compute.dtype, device=str(pipeline.device))
+    given = {"settings": settings.baselines, "upscaler": upscaler, "base": _given(bases), "output_type": "pt", "return_dict": False}
+    pictures = BASELINES["x4-upscaler"].sample(pipeline, height=cascade.height, width=cascade.width, **given, **_arguments(specs, cascade))[0]
+    return _bytes(pictures)
+
+
+def sample_cascade(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The stages above the base, tuned where the pipeline holds an upsampler."""
-    pivot = _given(bases)
+    cascade, pivot = settings.cascade, _given(bases)
     sizes = pipeline.sizes(cascade.height, cascade.width)
     if len(sizes) == 1:  # the target is the base's own size
         return _decoded(pipeline, pivot)
@@ -62,7 +81,17 @@ def sample_cascade(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], c
 
 
 METHODS: Mapping[Method, Sampler] = MappingProxyType(
-    {"base": sample_base, "lanczos": sample_lanczos, "direct": sample_direct, "tuning-free": sample_cascade, "tuned": sample_cascade}
+    {
+        "base": sample_base,
+        "lanczos": sample_lanczos,
+        "x4-upscaler": sample_x4,
+        "direct": sample_direct,
+        "attention-scaling": sample_baseline,
+        "scalecrafter": sample_baseline,
+        "hidiffusion": sample_baseline,
+        "tuning-free": sample_cascade,
+        "tuned": sample_cascade,
+    }
 )
 
 
@@ -87,8 +116,12 @@ def _arguments(specs: Sequence[SampleSpec], cascade: CascadeSettings) -> dict[st
 
 def _decoded(pipeline: SelfCascadePipeline, latents: Tensor) -> Pictures:
     """Pictures of latents: 8 bits a channel, rounded to nearest."""
-    pictures = decode(pipeline.vae, latents.to(pipeline.vae.device))
-    return (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return _bytes((decode(pipeline.vae, latents.to(pipeline.vae.device)) / 2 + 0.5).clamp(0, 1))
+
+
+def _bytes(pictures: Tensor) -> Pictures:
+    """Pictures of [0, 1], (B, 3, H, W)."""
+    return pictures.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _given(bases: Tensor | None) -> Tensor:

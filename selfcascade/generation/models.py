@@ -11,8 +11,9 @@ from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
 
+from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
 from selfcascade.bases import ResolvedBase, names_artifact, resolve_base
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.pipeline import SelfCascadePipeline
@@ -69,6 +70,27 @@ def load_pipeline(
             return pipeline
         phi = _once("upsampler", (upsampler, version, dtype, str(where)), lambda: _load_upsampler(upsampler, store, version, precision, where))
         return _quiet(SelfCascadePipeline.from_pipe(pipeline, upsampler=phi))
+
+
+def load_x4(model: str, *, version: str | None = None, dtype: Dtype = "float32", device: str = "auto") -> StableDiffusionUpscalePipeline:
+    """The x4 upscaler, its autoencoder in fp32. It stays in memory for the next call.
+
+    Args:
+        model: folder or hub id.
+        version: what it must be, as a plan's inputs name it; any, where unset.
+        dtype: of its UNet and text encoder.
+        device: torch device, or "auto".
+
+    Raises:
+        OutOfMemory: it does not fit the device.
+        SettingsError: it does not load, or is not of that version.
+    """
+    where, precision = resolve_device(device), getattr(torch, dtype)
+    with _lock:
+        found, upscaler = _once("x4", (model, dtype, str(where)), lambda: _load_x4(model, precision, where))
+    if version is not None and found.version != version:
+        raise SettingsError(f"x4 upscaler {model!r} is now at version {found.version[:12]} but was planned as {version[:12]}; run again")
+    return upscaler
 
 
 def outline(base: ResolvedBase) -> tuple[BaseSpec, str]:
@@ -129,6 +151,18 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
     if device.type != "cpu" or dtype == torch.float32:
         pipeline.unet.to(memory_format=torch.channels_last)
     return _quiet(pipeline)
+
+
+def _load_x4(model: str, dtype: torch.dtype, device: torch.device) -> tuple[ResolvedBase, StableDiffusionUpscalePipeline]:
+    found = resolve_upscaler(model)
+    try:
+        upscaler = load_upscaler(found, dtype).to(device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        raise OutOfMemory(f"out of memory while loading x4 upscaler {model!r} on {device}; set generation.compute.dtype to bfloat16") from error
+    upscaler.set_progress_bar_config(disable=True)
+    return found, upscaler
 
 
 def _load_upsampler(reference: str, store: Store | None, version: str | None, dtype: torch.dtype, device: torch.device) -> FeatureUpsampler:

@@ -56,7 +56,7 @@ def _samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], setting
     for batch in batches:
         with _inference(settings):
             bases = cached[done : done + len(batch)] if cached is not None else base_latents(pipeline, batch, settings.cascade) if builds_on_base else None
-            pictures = sampler(pipeline, batch, settings.cascade, bases)
+            pictures = sampler(pipeline, batch, settings, bases)
         for spec, picture in zip(batch, pictures, strict=True):
             yield Sample(spec=spec, image=picture)
         done += len(batch)

@@ -1,0 +1,17 @@
+"""All baselines that sample, by name: what generation runs and reports list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from selfcascade.baselines.attention_scaling import ATTENTION_SCALING
+from selfcascade.baselines.baseline import Baseline
+from selfcascade.baselines.direct import DIRECT
+from selfcascade.baselines.hidiffusion import HIDIFFUSION
+from selfcascade.baselines.scalecrafter import SCALECRAFTER
+from selfcascade.baselines.upscaler_x4 import X4_UPSCALER
+
+BASELINES: Mapping[str, Baseline] = MappingProxyType(
+    {baseline.name: baseline for baseline in (DIRECT, ATTENTION_SCALING, SCALECRAFTER, HIDIFFUSION, X4_UPSCALER)}
+)
