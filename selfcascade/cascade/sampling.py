@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from selfcascade.cascade.injection import attached
 from selfcascade.cascade.noise import StageNoise
 from selfcascade.cascade.pivot import UPSCALES, renoise_pivot
 from selfcascade.cascade.schedule import remaining_timesteps
+from selfcascade.cascade.solver import prepare, step
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.settings import SettingsError
 
@@ -74,10 +73,12 @@ class Recipe:
 
 
 def count_steps(scheduler: SchedulerMixin, recipe: Recipe) -> tuple[int, int]:
-    """Denoising steps of the base stage, and of each later one. Refuses a ``start`` that leaves none, before any network runs."""
-    base, later = (copy.deepcopy(scheduler) for _ in range(2))
-    base.set_timesteps(recipe.steps_of("base"))
-    later.set_timesteps(recipe.steps_of("later"))
+    """Denoising steps of the base stage, and of each later one.
+
+    Raises:
+        SettingsError: the scheduler cannot start in the middle or has no such grid, or ``start`` leaves no step; no network has run by then.
+    """
+    base, later = (prepare(scheduler, recipe.steps_of(stage)) for stage in ("base", "later"))
     return len(base.timesteps), len(remaining_timesteps(later, recipe.start))
 
 
@@ -99,7 +100,7 @@ def sample_stage(
 
     Args:
         unet: the frozen UNet.
-        scheduler: a diffusers scheduler; the stage works on a copy, so that stages and threads do not see each other's state.
+        scheduler: one of :data:`~.solver.SOLVERS`; the stage works on a copy, so that stages and threads do not see each other's state.
         recipe: how to sample.
         noise: of this stage; its shape is the stage's, (B, C, H, W).
         text: (B, L, D), or with guidance (2 B, L, D), the unconditional half first.
@@ -108,8 +109,7 @@ def sample_stage(
         upsampler: Phi; None is the tuning-free cascade.
         on_step: called after every step.
     """
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(recipe.steps_of("base" if pivot is None else "later"), device=noise.entry.device)
+    scheduler = prepare(scheduler, recipe.steps_of("base" if pivot is None else "later"), device=noise.entry.device)
     if pivot is None:
         z, timesteps = noise.entry * scheduler.init_noise_sigma, scheduler.timesteps
     else:
@@ -127,16 +127,10 @@ def sample_stage(
         strength=recipe.strength,
         pivot_every=recipe.pivot_every,
     )
-    extras = _step_arguments(scheduler, recipe.eta, noise)
     with nullcontext() if upsampler is None else attached(unet):
         for t in timesteps:
-            z = scheduler.step(denoise(scheduler.scale_model_input(z, t), t), t, z, **extras, return_dict=False)[0]
+            prediction = denoise(scheduler.scale_model_input(z, t), t)
+            z = step(scheduler, prediction, t, z, eta=recipe.eta, generators=noise.generators)
             z, text = on_step(t, z, denoise.text)
             denoise.replace_text(text)
     return z
-
-
-def _step_arguments(scheduler: SchedulerMixin, eta: float, noise: StageNoise) -> dict[str, Any]:
-    """Of eta and the samples' generators, those that the scheduler's step takes."""
-    takes = inspect.signature(scheduler.step).parameters
-    return {name: value for name, value in {"eta": eta, "generator": noise.generators}.items() if name in takes}
