@@ -29,14 +29,19 @@ def decode(vae: AutoencoderKL, latents: Tensor, *, tile_above: int = TILE_ABOVE)
     """
     pixels = 2 ** (len(vae.config.block_out_channels) - 1)
     tiled = latents.shape[-2] * latents.shape[-1] * pixels**2 > tile_above
-    with _prepared(vae, tiled):
+    with prepared(vae, tiled=tiled):
         z = (latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).to(vae.dtype)
         return torch.cat([vae.decode(latent, return_dict=False)[0].float() for latent in z.split(1)])
 
 
 @contextmanager
-def _prepared(vae: AutoencoderKL, tiled: bool) -> Iterator[None]:
-    """The autoencoder as a decode needs it, and afterwards as it was found. Threads take turns, since diffusers keeps this state on the module."""
+def prepared(vae: AutoencoderKL, *, tiled: bool) -> Iterator[None]:
+    """The autoencoder as a pass needs it, and afterwards as it was found. Threads take turns, since diffusers keeps this state on the module.
+
+    Args:
+        vae: one that overflows in half precision (``force_upcast``) works in fp32 meanwhile.
+        tiled: whether the pass goes in overlapping tiles; one that the user tiles stays tiled.
+    """
     with _LOCK:
         dtype, tiling = vae.dtype, vae.use_tiling
         upcast = vae.config.force_upcast and dtype != torch.float32

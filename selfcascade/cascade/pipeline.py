@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count
 from os import PathLike
 from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -19,11 +19,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 from selfcascade.bases import resolve_base
 from selfcascade.cascade.conditioning import encode
 from selfcascade.cascade.decoding import TILE_ABOVE, decode
+from selfcascade.cascade.encoding import as_pillow, encode_pictures, fitted
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.guidance import guided
 from selfcascade.cascade.noise import draw_noise
+from selfcascade.cascade.requirements import check_call, check_shape, count_prompts, stage_above
 from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
-from selfcascade.cascade.schedule import Size, check_size, stage_sizes
+from selfcascade.cascade.schedule import Size, stage_sizes
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
@@ -167,16 +169,21 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         sizes: Sequence[Size] | None = None,
         num_inference_steps: int = 50,
         start: float = 0.7,
+        later_steps: int | None = None,
         guidance_scale: float = 7.5,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        joint_branches: bool = True,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         upscale: Literal["bilinear", "bicubic"] = "bilinear",
         t_min: int = 0,
         strength: float = 1.0,
+        pivot_every: int = 1,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
         pivot: Tensor | None = None,
+        image: PipelineImageInput | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
@@ -196,16 +203,24 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             sizes: height and width in pixels of every stage, in place of those that :meth:`sizes` derives: ``pipe.sizes(h, w)[:1]`` samples the base alone.
             num_inference_steps: denoising steps of a full pass.
             start: K / T, in (0, 1]: where the later stages enter the diffusion.
+            later_steps: denoising steps of a full pass in the stages above the base, of which they take those from K on; unset: as many as the base.
             guidance_scale: classifier-free guidance; 1 and below is off.
+            guidance_interval: shares of T between which guidance is on; at other steps the conditional branch runs alone (arXiv 2404.07724).
+            joint_branches: both branches of guidance in one pass of the UNet; False runs one after the other, in half the memory.
             negative_prompt: what guidance steers away from, one for all or one a prompt.
             num_images_per_prompt: samples of each prompt, next to each other in the batch.
             eta: DDIM's; other schedulers ignore it.
             upscale: how the pivot grows.
             t_min: the upsampler guides while t is above this.
             strength: factor on what the upsampler adds, in [0, 1].
+            pivot_every: steps that one pass of the pivot serves; at 1 its features are those of the current timestep. An upsampler made for pivot time 0
+                needs a single pass anyway.
             generator: one a sample, so that a sample does not depend on its batch; one for all draws for the samples in turn. See :func:`~.noise.draw_noise`.
             latents: standard normal of stage 0 in place of the drawn, (B, C, h, w).
             pivot: clean scaled latent, (B, C, h, w), of the stage whose size it has; sampling goes on with the next stage.
+            image: one for all samples or one each, to start from in place of the base: Pillow, numpy or torch as diffusers takes them. It becomes the pivot of
+                the biggest stage below the target that it fills, or of the base stage where it is smaller than that: scaled to cover it by Lanczos, then
+                cropped at the centre.
             prompt_embeds: and the following, text that was encoded before, (P, L, D).
             negative_prompt_embeds: (P, L, D).
             pooled_prompt_embeds: SDXL, (P, W).
@@ -220,18 +235,22 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             ValueError: a value is out of range, before any network runs; names it and what would be accepted.
         """
         spec, device = self.spec, self._execution_device
-        recipe = Recipe(num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength)
+        recipe = Recipe(
+            num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength, later_steps, guidance_interval, joint_branches, pivot_every
+        )
         sizes = self.sizes(height or spec.native[0], width or spec.native[1]) if sizes is None else tuple(sizes)
         prompt = [prompt] if isinstance(prompt, str) else prompt
-        prompts = _count_prompts(prompt, prompt_embeds)
+        prompts = count_prompts(prompt, prompt_embeds)
         negative_prompt = [negative_prompt] * prompts if isinstance(negative_prompt, str) else negative_prompt
         batch = prompts * num_images_per_prompt
         generators = generator if isinstance(generator, list) else [generator] * batch
         latent_sizes = tuple((height // spec.pixels, width // spec.pixels) for height, width in sizes)
-        first = 0 if pivot is None else _stage_above(pivot, latent_sizes)
-        _check(spec, sizes, batch, prompt, negative_prompt, generators, output_type)
-        _check_shape("latents", latents, (batch, spec.latent_channels, *latent_sizes[0]))
-        _check_shape("pivot", pivot, (batch, spec.latent_channels, *latent_sizes[first - 1]))
+        check_call(spec, sizes, batch, prompt, negative_prompt, generators, output_type, {"pivot": pivot, "image": image})
+        if image is not None:
+            pivot = self._pivot_of(image, sizes, batch=batch, tile_above=tile_above)
+        first = 0 if pivot is None else stage_above(pivot, latent_sizes)
+        check_shape("latents", latents, (batch, spec.latent_channels, *latent_sizes[0]))
+        check_shape("pivot", pivot, (batch, spec.latent_channels, *latent_sizes[first - 1]))
         base_steps, later_steps = count_steps(self.scheduler, recipe)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -283,47 +302,13 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-
-def _count_prompts(prompt: list[str] | None, embeds: Tensor | None) -> int:
-    given = [len(prompts) for prompts in (prompt, embeds) if prompts is not None]
-    if len(given) != 1 or given[0] == 0:
-        raise SettingsError("give at least one prompt, either as prompt or as prompt_embeds")
-    return given[0]
-
-
-def _stage_above(pivot: Tensor, latent_sizes: Sequence[Size]) -> int:
-    """The stage that starts from a pivot of that size."""
-    size = tuple(pivot.shape[-2:])
-    if size not in latent_sizes[:-1]:
-        raise SettingsError(
-            f"pivot has latent size {size[0]}x{size[1]}, but the stages below the target have {', '.join(f'{h}x{w}' for h, w in latent_sizes[:-1]) or 'none'}"
-        )
-    return latent_sizes.index(size) + 1
-
-
-def _check(
-    spec: BaseSpec,
-    sizes: Sequence[Size],
-    batch: int,
-    prompt: list[str] | None,
-    negative_prompt: list[str] | None,
-    generators: Sequence[Generator | None],
-    output_type: str,
-) -> None:
-    for height, width in sizes:
-        check_size(height, width, step=spec.step)
-    if not sizes or any(above[0] < below[0] or above[1] < below[1] for below, above in pairwise(sizes)):
-        raise SettingsError(f"sizes {list(sizes)} must hold at least one stage, and no stage may be smaller than the one below")
-    if batch < 1:
-        raise SettingsError("num_images_per_prompt must be at least 1")
-    if prompt is not None and negative_prompt is not None and len(negative_prompt) != len(prompt):
-        raise SettingsError(f"{len(negative_prompt)} negative prompts for {len(prompt)} prompts; give one for all or one each")
-    if len(generators) != batch:
-        raise SettingsError(f"{len(generators)} generators for {batch} samples; give one for all or one each")
-    if output_type not in ("pil", "np", "pt", "latent"):
-        raise SettingsError(f"output_type={output_type!r} is not known; choose pil, np, pt or latent")
-
-
-def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tuple(tensor.shape) != shape:
-        raise SettingsError(f"{name} has shape {tuple(tensor.shape)}, but this call needs {shape}")
+    def _pivot_of(self, image: PipelineImageInput, sizes: Sequence[Size], *, batch: int, tile_above: int) -> Tensor:
+        """Latents of a user's pictures at the biggest stage below the target that they fill, (B, C, h, w)."""
+        if len(sizes) < 2:
+            raise SettingsError(f"image starts the stage above it, but size {sizes[-1][0]}x{sizes[-1][1]} has the base stage alone; ask for a bigger picture")
+        pictures = as_pillow(image)
+        if len(pictures) not in (1, batch):
+            raise SettingsError(f"{len(pictures)} images for {batch} samples; give one for all or one each")
+        filled = [size for size in sizes[:-1] if all(picture.height >= size[0] and picture.width >= size[1] for picture in pictures)]
+        size = filled[-1] if filled else sizes[0]
+        return encode_pictures(self.vae, fitted(pictures, size), tile_above=tile_above).expand(batch, -1, -1, -1)
