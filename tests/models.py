@@ -10,9 +10,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -31,6 +33,22 @@ NATIVE = 64
 """Native side in pixels of every tiny base: a latent of 8."""
 WORDS = ("<bos>", "<eos>", "<pad>", "<unk>", "a", "red", "blue", "green", "two", "cat", "dog", "apple", "house", "on", "sun", "blurry")
 TEXT = 32
+
+
+X4_UNET = {
+    "sample_size": 128,
+    "in_channels": 7,
+    "out_channels": 4,
+    "block_out_channels": (256, 512, 512, 1024),
+    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 1024,
+    "num_class_embeds": 1000,
+    "only_cross_attention": (True, True, True, False),
+    "use_linear_projection": True,
+}
+"""Configuration of the x4 upscaler's UNet."""
 
 
 def unet(kind: Kind, *, seed: int = 0) -> UNet2DConditionModel:
@@ -114,6 +132,24 @@ def base(kind: Kind = "small", *, seed: int = 0) -> DiffusionPipeline:
         return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer(), scheduler=EulerDiscreteScheduler(**noise))
     scheduler = DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False)
     return StableDiffusionPipeline(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def x4_upscaler(*, seed: int = 0) -> StableDiffusionUpscalePipeline:
+    """Stable Diffusion's x4 upscaler in its real topology, narrow."""
+    text = CLIPTextConfig(
+        vocab_size=len(WORDS), hidden_size=TEXT, intermediate_size=TEXT, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=12
+    )
+    small = X4_UNET | {"block_out_channels": (16, 32, 32, 32), "cross_attention_dim": TEXT, "attention_head_dim": 4, "norm_num_groups": 8}
+    decoder = {"block_out_channels": (8, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.0001, "beta_end": 0.02}
+    return StableDiffusionUpscalePipeline(
+        vae=_seeded(lambda: AutoencoderKL(**decoder, layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.08333), seed),
+        text_encoder=_seeded(lambda: CLIPTextModel(text), seed),
+        tokenizer=tokenizer(),
+        unet=_seeded(lambda: UNet2DConditionModel(**small), seed),
+        low_res_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        scheduler=DDIMScheduler(**noise, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    )
 
 
 def saved_base(folder: Path, kind: Kind = "small", *, seed: int = 0) -> Path:

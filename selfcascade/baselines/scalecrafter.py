@@ -98,6 +98,12 @@ def sample(
         SettingsError: there is no table for this base and size; or as the pipeline's call.
     """
     recipe = recipe_for(pipeline.spec, height, width, settings.scalecrafter)
+    whole = call.get("joint_branches", True) and tuple(call.get("guidance_interval", (0, 1))) == (0, 1)
+    if recipe.damps(0) and guided(guidance_scale) and not whole:
+        raise SettingsError(
+            "noise-damped guidance needs both branches in one pass at every step; leave joint_branches and guidance_interval alone, or set"
+            " baselines.scalecrafter.tau_damped to 0"
+        )
     timesteps = grid_of(pipeline.scheduler, num_inference_steps)
     with redilated(pipeline.unet, recipe, timesteps, guidance=guided(guidance_scale)):
         own = {"eta": settings.eta, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
