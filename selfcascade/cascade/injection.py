@@ -3,6 +3,9 @@
 Hooks on the encoder's blocks read and add features. They hold nothing: what belongs to one forward pass (pivot, timestep, upsampler) travels in a
 context variable, which every thread has for itself, so threads may share a UNet. Without a pass under way a hook does nothing, and after the ``with``
 block of :func:`attached` there is none.
+
+A text-to-video UNet folds the F frames of a latent (B, C, F, h, w) into its batch, so that its feature maps, time embeddings and texts are those of B * F
+pictures, sample by sample and frame by frame. Features go from pivot to latent in that order: every frame is joined by its own.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from selfcascade.cascade.families import Inject, Tap, spec_of
@@ -29,7 +32,7 @@ Features = tuple[Tensor, ...]
 class _Pass:
     """One forward pass of one UNet: which features it visits, and what is done there."""
 
-    unet: UNet2DConditionModel
+    unet: ModelMixin
     taps: tuple[Tap, ...]
     visit: Callable[[int, Tensor, Tensor], Tensor | None]
     """Takes the tap's number, the feature map and the time embedding; returns the map that replaces it, or None."""
@@ -41,13 +44,13 @@ class _EncoderDone(Exception):
 
 
 _PASS: ContextVar[_Pass | None] = ContextVar("selfcascade_pass", default=None)
-_HOOKS: WeakKeyDictionary[UNet2DConditionModel, tuple[int, list[Any]]] = WeakKeyDictionary()
+_HOOKS: WeakKeyDictionary[ModelMixin, tuple[int, list[Any]]] = WeakKeyDictionary()
 """UNet to the number of ``attached`` blocks that it is in, and the handles of its hooks."""
 _LOCK = Lock()
 
 
 @contextmanager
-def attached(unet: UNet2DConditionModel) -> Iterator[None]:
+def attached(unet: ModelMixin) -> Iterator[None]:
     """Hooks on the UNet's encoder for the time of a ``with`` block. Blocks nest, also across threads: the last one out removes the hooks.
 
     The passes below attach for themselves. Attach around a loop of passes to spare the upkeep, and around all use of a compiled UNet: ``torch.compile``
@@ -71,25 +74,25 @@ def attached(unet: UNet2DConditionModel) -> Iterator[None]:
 
 
 def pivot_features(
-    unet: UNet2DConditionModel, pivot: Tensor, t: Tensor | float, encoder_hidden_states: Tensor, *, inject: Inject = "skip", **conditioning: Any
+    unet: ModelMixin, pivot: Tensor, t: Tensor | float, encoder_hidden_states: Tensor, *, inject: Inject = "skip", **conditioning: Any
 ) -> Features:
     """Feature maps ``h_{n,0}`` of the clean pivot (equation 7): the UNet's encoder alone, without gradients.
 
     Args:
         unet: the frozen UNet, in any state the user put it in (LoRA, offload, compiled).
-        pivot: clean latent of the stage below, (B, C, h, w), scaled.
+        pivot: clean latent of the stage below, (B, C, h, w), for video (B, C, F, h, w), scaled.
         t: timestep at which the pivot passes, a scalar or (B,): the current one, or 0.
         encoder_hidden_states: text, (B, L, D).
         inject: where features are read.
         conditioning: whatever else the UNet's forward takes, such as SDXL's ``added_cond_kwargs``.
 
     Returns:
-        Four maps from shallow to deep, (B, C_n, h_n, w_n).
+        Four maps from shallow to deep, (B, C_n, h_n, w_n), for video (B, F, C_n, h_n, w_n).
     """
     features: list[Tensor] = []
 
     def read(level: int, feature: Tensor, emb: Tensor) -> None:
-        features.append(feature)
+        features.append(feature.reshape(len(pivot), *_frames(pivot), *feature.shape[1:]))
         if level == len(this.taps) - 1:
             raise _EncoderDone
 
@@ -100,7 +103,7 @@ def pivot_features(
 
 
 def unet_with_pivot(
-    unet: UNet2DConditionModel,
+    unet: ModelMixin,
     z: Tensor,
     t: Tensor | float,
     encoder_hidden_states: Tensor,
@@ -118,20 +121,20 @@ def unet_with_pivot(
 
     Args:
         unet: the frozen UNet, in any state the user put it in (LoRA, offload, compiled).
-        z: noisy latent, (B, C, H, W), as the scheduler scales it for the model.
+        z: noisy latent, (B, C, H, W), for video (B, C, F, H, W), as the scheduler scales it for the model.
         t: timestep, a scalar or (B,).
         encoder_hidden_states: text, (B, L, D).
         upsampler: Phi; says where it adds and at which timestep the pivot passes.
-        pivot: clean latent of the stage below, (B, C, h, w): as many as there are latents in z, the branches of guidance included.
+        pivot: clean latent of the stage below, (B, C, h, w), for video (B, C, F, h, w): as many as there are latents in z, the branches of guidance included.
         features: of that pivot by :func:`pivot_features`, to spare its pass where they are known already.
         strength: factor on what is added.
         conditioning: whatever else the UNet's forward takes, such as SDXL's ``added_cond_kwargs``.
 
     Returns:
-        The UNet's output, (B, C, H, W): noise or velocity, as the base predicts.
+        The UNet's output, of z's shape: noise or velocity, as the base predicts.
 
     Raises:
-        ValueError: neither pivot nor features are given, or their batch is not that of z.
+        ValueError: neither pivot nor features are given, or they are not as many as there are latents, or frames, in z.
     """
     with attached(unet):
         if features is None:
@@ -141,16 +144,19 @@ def unet_with_pivot(
             features = pivot_features(unet, pivot, pivot_t, encoder_hidden_states, inject=upsampler.config.inject, **conditioning)
         if len(features[0]) != len(z):
             raise ValueError(f"the pivot has batch {len(features[0])} but the latent {len(z)}: repeat the pivot for every branch of guidance")
-        timesteps = torch.as_tensor(t, device=z.device).expand(len(z))
+        frames = _frames(z)
+        if features[0].shape[1:-3] != frames:
+            raise ValueError(f"the pivot has {_count(features[0].shape[1:-3])} but the latent {_count(frames)}: a cascade grows in space alone")
+        timesteps = torch.as_tensor(t, device=z.device).expand(len(z)).repeat_interleave(frames.numel())
 
         def add(level: int, feature: Tensor, emb: Tensor) -> Tensor:
-            phi = upsampler(level, features[level], t=timesteps, emb=emb, size=feature.shape[-2:])
+            phi = upsampler(level, features[level].flatten(0, -4), t=timesteps, emb=emb, size=feature.shape[-2:])
             return feature + (strength * phi).to(feature.dtype)
 
         return _run(_Pass(_bare(unet), spec_of(_bare(unet)).taps(upsampler.config.inject), add), unet, z, t, encoder_hidden_states, conditioning)
 
 
-def _run(this: _Pass, unet: UNet2DConditionModel, z: Tensor, t: Tensor | float, text: Tensor, conditioning: dict[str, Any]) -> Tensor:
+def _run(this: _Pass, unet: ModelMixin, z: Tensor, t: Tensor | float, text: Tensor, conditioning: dict[str, Any]) -> Tensor:
     """The UNet's own forward with ``this`` pass under way."""
     with attached(unet):
         token = _PASS.set(this)
@@ -165,13 +171,13 @@ def _run(this: _Pass, unet: UNet2DConditionModel, z: Tensor, t: Tensor | float, 
     return output
 
 
-def _hook_all(unet: UNet2DConditionModel) -> list[Any]:
+def _hook_all(unet: ModelMixin) -> list[Any]:
     spec = spec_of(unet)
     modules = sorted({tap.module for tap in (*spec.skip_taps, *spec.main_taps)})
     return [unet.get_submodule(module).register_forward_hook(_hook(unet, module), with_kwargs=True) for module in modules]
 
 
-def _hook(unet: UNet2DConditionModel, module: str) -> Callable[..., Any]:
+def _hook(unet: ModelMixin, module: str) -> Callable[..., Any]:
     @torch.compiler.disable  # the surroundings compile; what a pass does here may differ from call to call
     def hook(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         this = _PASS.get()
@@ -200,5 +206,14 @@ def _visit(this: _Pass, level: int, tap: Tap, output: Any, emb: Tensor) -> Any:
     return main, (*skips[: tap.skip], replaced, *skips[tap.skip + 1 :])
 
 
-def _bare(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+def _frames(latent: Tensor) -> torch.Size:
+    """(F,) of a video, () of a picture: what the UNet folds into its batch."""
+    return latent.shape[2:-2]
+
+
+def _count(frames: torch.Size) -> str:
+    return f"{frames[0]} frames" if frames else "no frames"
+
+
+def _bare(unet: ModelMixin) -> ModelMixin:
     return getattr(unet, "_orig_mod", unet)  # torch.compile wraps

@@ -15,13 +15,18 @@ Upscale = Callable[[Tensor, Size], Tensor]
 
 
 def bilinear(latent: Tensor, size: Size) -> Tensor:
-    """Bilinear enlargement of a latent (the paper's): (B, C, h, w) to (B, C, *size); pixel centres, not corners, are aligned."""
-    return interpolate(latent, size, mode="bilinear", align_corners=False)
+    """Bilinear enlargement of a latent (the paper's): (B, C, h, w) to (B, C, *size), a video frame by frame; pixel centres, not corners, are aligned."""
+    return _enlarge(latent, size, mode="bilinear", align_corners=False)
 
 
 def bicubic(latent: Tensor, size: Size) -> Tensor:
-    """Bicubic enlargement of a latent (the released code's): (B, C, h, w) to (B, C, *size); pixel centres, not corners, are aligned."""
-    return interpolate(latent, size, mode="bicubic", align_corners=False)
+    """Bicubic enlargement of a latent (the released code's), as :func:`bilinear`."""
+    return _enlarge(latent, size, mode="bicubic", align_corners=False)
+
+
+def _enlarge(latent: Tensor, size: Size, *, mode: str, align_corners: bool | None = None) -> Tensor:
+    maps = latent.flatten(1, -3)  # the frames of a video, (B, C, F, h, w), are as independent here as its channels
+    return interpolate(maps, size, mode=mode, align_corners=align_corners).reshape(*latent.shape[:-2], *size)
 
 
 UPSCALES: Mapping[str, Upscale] = MappingProxyType({"bilinear": bilinear, "bicubic": bicubic})
@@ -34,15 +39,15 @@ def renoise_pivot(pivot: Tensor, size: Size, scheduler: SchedulerMixin, *, start
     ``add_noise`` computes it, so that it is right in the parametrisation of whichever scheduler follows.
 
     Args:
-        pivot: clean latent of the stage below, (B, C, h, w), scaled.
+        pivot: clean latent of the stage below, (B, C, h, w), for video (B, C, F, h, w), scaled.
         size: latent height and width of this stage.
         scheduler: a diffusers scheduler whose ``set_timesteps`` was called; it is told where it will begin.
         start: K / T, in (0, 1]; the paper uses 0.7.
-        noise: standard normal, (B, C, *size); drawn by the caller, so that a sample owns its randomness.
+        noise: standard normal, (B, C, *size), for video (B, C, F, *size); drawn by the caller, so that a sample owns its randomness.
         upscale: how the pivot grows.
 
     Returns:
-        The noisy latent, (B, C, *size), and the remaining timesteps, (S,), descending.
+        The noisy latent, of the noise's shape, and the remaining timesteps, (S,), descending.
 
     Raises:
         ValueError: ``size`` is smaller than the pivot, or ``start`` leaves no timestep.
