@@ -12,6 +12,7 @@ from selfcascade.settings import Settings, where
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
 Method = Literal["base", "lanczos", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
 
@@ -162,7 +163,9 @@ class CascadeSettings(Settings):
     start: float = Field(0.7, gt=0, le=1, description="K / T: where a stage enters the diffusion (paper: 0.7)")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 and below: off")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 ancestral")
-    upscale: Literal["bilinear", "bicubic"] = Field("bilinear", description="how the pivot grows between stages")
+    upscale: Upscale = Field(
+        "bilinear", description="how the pivot grows between stages; bilinear is the paper's, bicubic the released code's, pixel decodes, learned needs upscaler"
+    )
     t_min: int = Field(0, ge=0, lt=1000, description="upsamplers guide while t is above this")
     strength: float = Field(1.0, ge=0, le=1, description="factor on what the upsamplers add")
 
@@ -206,14 +209,26 @@ class UpsamplerSettings(Settings):
     )
 
 
-class AdaptationSettings(Settings):
-    """Training of the feature upsampler on a frozen base (paper algorithm 1)."""
+class LatentUpscalerSettings(Settings):
+    """The latent upscaler: the learned way for a pivot to grow between stages."""
 
-    name: Name = where("upsampler", description="name of the upsampler artifact")
+    width: int = Field(64, ge=4, le=1024, description="channels inside; 64 with 8 blocks are 0.6 million numbers, 32 with 6 are 0.1 million")
+    blocks: int = Field(8, ge=1, le=64, description="residual blocks of two convolutions")
+    loss: Literal["l1", "l2"] = Field("l2", description="distance of latents; l2 is the best start of a stage, l1 a little sharper on its own")
+
+
+class AdaptationSettings(Settings):
+    """Training of the feature upsampler (paper algorithm 1), or of the latent upscaler, on a frozen base."""
+
+    name: Name = where("upsampler", description="name of the artifact")
     dataset: str = where("datasets/pictures", description="dataset artifact: kind/name, or kind/name@version")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
     size: int = Field(256, ge=64, multiple_of=8, description="side of the target pictures in pixels; the pivot has half of it")
+    trainable: Literal["upsampler", "latent-upscaler"] = Field(
+        "upsampler", description="upsampler: artifact upsamplers/NAME, for method tuned; latent-upscaler: upscalers/NAME, for upscale learned and latent-sr"
+    )
     upsampler: UpsamplerSettings = UpsamplerSettings()
+    upscaler: LatentUpscalerSettings = LatentUpscalerSettings()
     start: float = Field(0.7, gt=0, le=1, description="t is drawn from 0 to start * T - 1 (paper: K = 700)")
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch: int = Field(16, ge=1, description="samples a step")

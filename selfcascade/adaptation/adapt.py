@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from pydantic import Field
 
+from selfcascade.adaptation.basis import fit_basis
 from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_shard, missing_shards, shards_of
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
 from selfcascade.adaptation.folder import put_folder
+from selfcascade.adaptation.latent_error import latent_errors
+from selfcascade.adaptation.objective import LatentObjective, NoiseObjective, Objective
 from selfcascade.adaptation.preview import Previewer, preview_sheet, preview_specs
 from selfcascade.adaptation.requirements import check_dataset, check_precision, enough_memory, stage_of
 from selfcascade.adaptation.trainer import Trainer
 from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
 from selfcascade.cascade.families import spec_of
-from selfcascade.cascade.injection import attached
+from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
-from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
+from selfcascade.storage import Artifact, ArtifactRef, Kind, Plan, Store, resolve
+
+KINDS: Mapping[str, Kind] = MappingProxyType({"upsampler": "upsamplers", "latent-upscaler": "upscalers"})
+"""Kind of artifact of what is trained."""
 
 
 class AdaptationPlan(Plan):
-    """What is left of one upsampler. Its units are the dataset's shards, whose latents can be made side by side, and last the training."""
+    """What is left of one training. Its units are the dataset's shards, whose latents can be made side by side, and last the training."""
 
     dataset: str = Field(description="datasets/name@version")
     base: str = Field(description="name@version of the base")
@@ -65,7 +72,7 @@ class TrainingStep:
 
 
 def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str = "auto") -> AdaptationPlan:
-    """Find dataset and base, which give the upsampler its address, and see what of it the store holds. Writes nothing.
+    """Find dataset and base, which give what is trained its address, and see what of it the store holds. Writes nothing.
 
     Args:
         settings: of the run.
@@ -77,7 +84,7 @@ def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str =
     """
     dataset = resolve(store, settings.dataset, "datasets")
     base = resolve_base(settings.base, store)
-    artifact = Artifact.plan(store, "upsamplers", settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
+    artifact = _artifact(settings, store, dataset, base)
     chosen = resolve_device(device)
     check_precision(settings, chosen)
     check_dataset(settings, dataset)
@@ -145,10 +152,12 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
         newest = checkpoints.newest()
         if newest is not None:
             trainer.restore(newest.tensors, newest.record)
+        elif isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
+            fit_basis(trainer.objective, latents)
         first: int = trainer.step
         previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
         report = _Report(trainer, settings.steps, progress)
-        with attached(trainer.unet):
+        with trainer.objective.held():
             while trainer.step < settings.steps:
                 trainer.advance()
                 last = trainer.step == settings.steps
@@ -162,13 +171,13 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
 
 
 def publish_adaptation(settings: AdaptationSettings, store: Store, plan: AdaptationPlan) -> ArtifactRef:
-    """Write the folder of the trained upsampler, model card, loss log and previews, commit it, and drop its checkpoints.
+    """Write the folder of what was trained, model card, loss log and previews, commit it, and drop its checkpoints.
 
     Raises:
         SettingsError: the training is not done.
     """
     dataset, base = _dataset(store, plan), _base(settings, store, plan)
-    artifact = Artifact.plan(store, "upsamplers", settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
+    artifact = _artifact(settings, store, dataset, base)
     if not artifact.published():
         with torch_threads(settings.compute.threads):
             latents = _latents(settings, store, plan, base)
@@ -182,13 +191,17 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
             previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
             objects = put_folder(artifact, trainer, previewer, dataset=dataset, base=base)
         final = [row[0] for row in trainer.log()[-max(1, settings.steps // 10) :]]
-        counts = {
+        counts: dict[str, int | float | str] = {
             "parameters": sum(parameter.numel() for _, parameter in trainer.trainable),
+            "fitted": sum(buffer.numel() for buffer in trainer.trained.buffers()),
             "steps": settings.steps,
             "samples": trainer.position,
             "train_samples": len(trainer.order.keys),
             "loss": round(sum(final) / len(final), 6),
         }
+        trained = trainer.averaged()
+        if isinstance(trained, LatentUpscaler):
+            counts |= {f"tune_rmse_{name}": error for name, error in latent_errors(trained, latents).items()}
         artifact.publish(counts=counts, objects=objects)
     clear_checkpoints(store, plan.ref.version)
     store.delete([info.key for info in store.list(_preview_key(plan, ""))])
@@ -248,27 +261,33 @@ def _preview_key(plan: AdaptationPlan, name: str) -> str:
     return f"cache/previews/{plan.ref.version}/{name}"
 
 
+def _artifact(settings: AdaptationSettings, store: Store, dataset: Artifact, base: ResolvedBase) -> Artifact:
+    return Artifact.plan(store, KINDS[settings.trainable], settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
+
+
 def _trainer(settings: AdaptationSettings, plan: AdaptationPlan, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase) -> Trainer:
     """A trainer at step 0. Initial weights come from the run's seed and leave torch's own generator as it was."""
+    device = torch.device(plan.device)
+    spec, made_for = spec_of(pipeline.unet, pipeline.vae), {"base": str(base), "size": (settings.size, settings.size)}
+    objective: Objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        upsampler = FeatureUpsampler.for_base(
-            spec_of(pipeline.unet, pipeline.vae),
-            **settings.upsampler.model_dump(),
-            base=str(base),
-            size=(settings.size, settings.size),
-            stage=stage_of(settings, base),
-        )
-    scheduler = pipeline.scheduler
-    return Trainer(
-        pipeline.unet,
-        upsampler,
-        alphas_cumprod=scheduler.alphas_cumprod,
-        prediction=scheduler.config.prediction_type,
-        latents=latents,
-        settings=settings,
-        device=torch.device(plan.device),
-    )
+        if settings.trainable == "latent-upscaler":
+            upscaler = LatentUpscaler.for_base(spec, **settings.upscaler.model_dump(include={"width", "blocks"}), **made_for)
+            objective = LatentObjective(upscaler, settings=settings, device=device)
+        else:
+            upsampler = FeatureUpsampler.for_base(spec, **settings.upsampler.model_dump(), **made_for, stage=stage_of(settings, base))
+            scheduler = pipeline.scheduler
+            objective = NoiseObjective(
+                pipeline.unet,
+                upsampler,
+                alphas_cumprod=scheduler.alphas_cumprod,
+                prediction=scheduler.config.prediction_type,
+                latents=latents,
+                settings=settings,
+                device=device,
+            )
+    return Trainer(objective, latents=latents, settings=settings, device=device)
 
 
 def _latents(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, base: ResolvedBase) -> LatentCache:

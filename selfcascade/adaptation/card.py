@@ -1,4 +1,4 @@
-"""The model card of an upsampler: what it belongs to, what it was made from, how its training went. No clock, no host."""
+"""The model card of what was trained: what it belongs to, what it was made from, how its training went. No clock, no host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ PICTURES = {
 """Licence of the pictures by kind of source, where it is known."""
 VARIANTS = {
     "A": "one bilinear enlargement and two residual blocks with time embedding a level, as the paper describes the layers",
-    "C": "the same structure with every weight shared by the channels of a group",
+    "B": "the layers of the authors' released code, whose nearest-neighbour enlargement is inside the first residual block",
+    "C": "the paper's structure with every weight shared by the channels of a group",
+    "D": "the paper's structure inside a subspace of four directions a level, fitted to features of the base",
 }
 
 
@@ -35,8 +37,12 @@ class Facts:
     """Kind of source that the pictures came from."""
     train_samples: int
     parameters: int
+    fitted: int
+    """Numbers that were fitted to features of the base and then kept fixed."""
     channels: Sequence[int]
-    """Of the four feature maps."""
+    """Of a feature upsampler's four feature maps."""
+    errors: Mapping[str, float]
+    """Of a latent upscaler: root mean square error of the latents of the tune split, learned and bilinear."""
     prompts: Sequence[str]
     """Of the previews."""
 
@@ -50,21 +56,19 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
         log: of each step ``step``, ``loss``, ``lr`` and ``grad_norm``.
     """
     name = facts.base.partition("@")[0]
-    variant = settings.upsampler.variant
+    words = _latent_upscaler(facts, settings) if settings.trainable == "latent-upscaler" else _feature_upsampler(facts, settings)
     epochs = settings.steps * settings.batch / facts.train_samples
-    front = {"library_name": "diffusers", "tags": ["text-to-image", "self-cascade", "feature-upsampler"], "base_model": name}
+    front = {"library_name": "diffusers", "tags": ["text-to-image", "self-cascade", words.tag], "base_model": name}
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {facts.title}",
-        f"Time-aware feature upsampler of Self-Cascade diffusion (arXiv 2402.10491), for the base `{facts.base}`, trained at {settings.size} x {settings.size} "
-        f"pixels. Variant {variant}: {VARIANTS[variant]}. It holds {facts.parameters:,} numbers on features of "
-        f"{', '.join(str(width) for width in facts.channels)} channels, and no weight of the base, which it needs and does not change.",
+        f"{words.what} It holds {_numbers(facts)}{words.on}, and no weight of the base, which it needs and does not change.",
         "```python\nfrom selfcascade import SelfCascadePipeline\n"
-        f'pipe = SelfCascadePipeline.from_pretrained("{name}", upsampler="this folder")\n'
-        f'image = pipe("{_quoted(facts.prompts)}", height={settings.size}, width={settings.size}, start={settings.start:g}).images[0]\n```',
+        f'pipe = SelfCascadePipeline.from_pretrained("{name}", {words.component}="this folder")\n'
+        f'image = pipe("{_quoted(facts.prompts)}", height={settings.size}, width={settings.size}, {words.call}).images[0]\n```',
         "## Training",
-        f"Algorithm 1 of the paper: {settings.steps:,} steps of {settings.batch} samples out of the {facts.train_samples:,} pictures in the train split of "
-        f"`{facts.dataset}` ({epochs:.1f} epochs); noise MSE at timesteps below K = {settings.start:g} T. The published weights are the moving average.",
+        f"{words.training[0]}: {settings.steps:,} steps of {settings.batch} samples out of the {facts.train_samples:,} pictures in the train split of "
+        f"`{facts.dataset}` ({epochs:.1f} epochs); {words.training[1]} The published weights are the moving average.",
         markdown_table("setting", flattened(settings.what())),
         "Loss, mean over the steps of a row:",
         _curve(log),
@@ -72,7 +76,7 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
     if facts.prompts:
         sections += [
             "## Previews",
-            "Captions of the tune split, which was not trained on, one fixed seed each: the base, the cascade without this upsampler, the cascade with it.",
+            f"Captions of the tune split, which was not trained on, one fixed seed each: {words.previews}.",
             "![previews](previews/sheet.png)",
         ]
     sections += [
@@ -81,6 +85,53 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
         f"Base: the licence of `{name}` governs what is made with it and this upsampler together.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What differs between cards."""
+
+    tag: str
+    what: str
+    on: str
+    component: str
+    call: str
+    training: tuple[str, str]
+    previews: str
+
+
+def _feature_upsampler(facts: Facts, settings: AdaptationSettings) -> _Words:
+    variant = settings.upsampler.variant
+    return _Words(
+        tag="feature-upsampler",
+        what=f"Time-aware feature upsampler of Self-Cascade diffusion (arXiv 2402.10491), for the base `{facts.base}`, trained at {settings.size} x "
+        f"{settings.size} pixels. Variant {variant}: {VARIANTS[variant]}.",
+        on=f" on features of {', '.join(str(width) for width in facts.channels)} channels",
+        component="upsampler",
+        call=f"start={settings.start:g}",
+        training=("Algorithm 1 of the paper", f"noise MSE at timesteps below K = {settings.start:g} T."),
+        previews="the base, the cascade without this upsampler, the cascade with it",
+    )
+
+
+def _latent_upscaler(facts: Facts, settings: AdaptationSettings) -> _Words:
+    distance = {"l2": "mean squared", "l1": "mean absolute"}[settings.upscaler.loss]
+    found = facts.errors
+    errors = f" On the tune split its root mean square error is {found['learned']:.4f}, that of bilinear enlargement {found['bilinear']:.4f}." if found else ""
+    return _Words(
+        tag="latent-upscaler",
+        what=f"Latent upscaler for Self-Cascade diffusion (arXiv 2402.10491), for the base `{facts.base}`, trained from {settings.size // 2} to "
+        f"{settings.size} pixels a side: it makes the latent of a picture at up to twice the size from its latent, between the stages of a cascade or alone.",
+        on="",
+        component="latent_upscaler",
+        call='upscale="learned"',
+        training=("Regression of the latent of a picture from the latent of the picture at half its size", f"{distance} error of latents.{errors}"),
+        previews="the base, its latent enlarged bilinearly and decoded, its latent enlarged by this upscaler and decoded",
+    )
+
+
+def _numbers(facts: Facts) -> str:
+    return f"{facts.parameters:,} trained and {facts.fitted:,} fitted numbers" if facts.fitted else f"{facts.parameters:,} numbers"
 
 
 def _curve(log: Sequence[Mapping[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a trained upsampler: weights that diffusers loads, model card, loss log, previews."""
+"""The folder of what was trained: weights that diffusers loads, model card, loss log, previews."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from selfcascade.adaptation.card import Facts, model_card
+from selfcascade.adaptation.latent_error import latent_errors
+from selfcascade.adaptation.objective import Trained
 from selfcascade.adaptation.preview import Picture, Previewer, preview_sheet
 from selfcascade.adaptation.trainer import COLUMNS, Trainer
 from selfcascade.bases import ResolvedBase
-from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.storage import Artifact
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -32,7 +34,7 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
         for name in ("config.json", WEIGHTS):
             artifact.put(name, Path(folder, name))
             artifact.download(name, Path(folder, name))
-        adopted: FeatureUpsampler = FeatureUpsampler.from_pretrained(folder, use_safetensors=True).to(trainer.device).eval()
+        adopted: Trained = type(trained).from_pretrained(folder, use_safetensors=True).to(trainer.device).eval()
     buffer = io.BytesIO()
     rows = [dict(zip(("step", *COLUMNS), (step, *row), strict=True)) for step, row in enumerate(trainer.log(), start=1)]
     pq.write_table(pa.Table.from_pylist(rows, schema=LOSS_SCHEMA), buffer, compression="zstd")
@@ -40,17 +42,17 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
     log = pq.read_table(io.BytesIO(artifact.read("loss.parquet"))).to_pylist()
     names = ["config.json", WEIGHTS, "loss.parquet"]
     if previewer.specs:
-        pictures = {"base": previewer.base(), "tuning-free": previewer.untuned(), "tuned": previewer.tuned(adopted)}
-        for spec, picture in zip(previewer.specs, pictures["tuned"], strict=True):
+        pictures = previewer.columns(adopted)
+        for spec, picture in zip(previewer.specs, list(pictures.values())[-1], strict=True):
             names.append(f"previews/{spec.key}.png")
             artifact.put(names[-1], _png(picture))
         names.append("previews/sheet.png")
         artifact.put(names[-1], preview_sheet(pictures, previewer.specs, size=settings.size))
-    artifact.put("README.md", model_card(_facts(trainer, previewer, dataset, base), settings, log).encode())
+    artifact.put("README.md", model_card(_facts(adopted, trainer, previewer, dataset, base), settings, log).encode())
     return [*names, "README.md"]
 
 
-def _facts(trainer: Trainer, previewer: Previewer, dataset: Artifact, base: ResolvedBase) -> Facts:
+def _facts(trained: Trained, trainer: Trainer, previewer: Previewer, dataset: Artifact, base: ResolvedBase) -> Facts:
     source = dataset.manifest().settings.get("source", {})
     return Facts(
         title=trainer.settings.name,
@@ -59,7 +61,9 @@ def _facts(trainer: Trainer, previewer: Previewer, dataset: Artifact, base: Reso
         source=str(source.get("kind", "unknown")),
         train_samples=len(trainer.order.keys),
         parameters=sum(parameter.numel() for _, parameter in trainer.trainable),
-        channels=tuple(trainer.upsampler.config.channels),
+        fitted=sum(buffer.numel() for buffer in trained.buffers()),
+        channels=() if isinstance(trained, LatentUpscaler) else tuple(trained.config.channels),
+        errors=latent_errors(trained, trainer.latents) if isinstance(trained, LatentUpscaler) else {},
         prompts=tuple(spec.prompt for spec in previewer.specs),
     )
 

@@ -1,4 +1,4 @@
-"""Preview pictures: the same few prompts and seeds, out of the tune split, while an upsampler trains and when it is done."""
+"""Preview pictures: the same few prompts and seeds, out of the tune split, while a network trains and when it is done."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from selfcascade.adaptation.cache import LatentCache
+from selfcascade.adaptation.objective import Trained
 from selfcascade.cascade.decoding import decode
+from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
-from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.cascade.pivot import bilinear
 from selfcascade.config import AdaptationSettings
 from selfcascade.generation.prompts import prompts_of_rows
 from selfcascade.generation.seeds import SampleSpec, sample_generator, sample_specs
@@ -31,7 +33,11 @@ def preview_specs(latents: LatentCache, settings: AdaptationSettings) -> list[Sa
 
 
 class Previewer:
-    """Draws the previews with a base and one upsampler or another. The pictures of the base are sampled once."""
+    """Draws the previews with a base and what was trained so far. The pictures of the base are sampled once.
+
+    A feature upsampler is shown by the cascade with it and without it. A latent upscaler is shown alone: its enlargement of the base's latent and the
+    bilinear one, both decoded without a further step of diffusion, which would hide most of the difference.
+    """
 
     def __init__(self, pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: AdaptationSettings) -> None:
         """Draw ``specs`` with the networks of ``pipeline``, in whatever precision they are."""
@@ -47,14 +53,26 @@ class Previewer:
         return [_picture(decode(self.pipe.vae, pivot)) for pivot in self._bases()]
 
     def untuned(self) -> list[Picture]:
-        """What the tuning-free cascade makes of the base's pictures."""
+        """What the base's pictures become without anything trained."""
         if not self._untuned:
-            self._untuned = self._draw(self.pipe)
+            self._untuned = self._enlarge(None) if self.settings.trainable == "latent-upscaler" else self._draw(self.pipe)
         return self._untuned
 
-    def tuned(self, upsampler: FeatureUpsampler) -> list[Picture]:
-        """What the cascade makes of them with ``upsampler``."""
-        return self._draw(SelfCascadePipeline.from_pipe(self.pipe, upsampler=upsampler))
+    def tuned(self, trained: Trained) -> list[Picture]:
+        """What they become with ``trained``."""
+        if isinstance(trained, LatentUpscaler):
+            return self._enlarge(trained)
+        return self._draw(SelfCascadePipeline.from_pipe(self.pipe, upsampler=trained))
+
+    def columns(self, trained: Trained) -> dict[str, list[Picture]]:
+        """All of it by heading."""
+        without, tuned = ("bilinear", "learned") if isinstance(trained, LatentUpscaler) else ("tuning-free", "tuned")
+        return {"base": self.base(), without: self.untuned(), tuned: self.tuned(trained)}
+
+    @torch.no_grad()
+    def _enlarge(self, upscaler: LatentUpscaler | None) -> list[Picture]:
+        grown = [(upscaler or bilinear)(pivot, (2 * pivot.shape[-2], 2 * pivot.shape[-1])) for pivot in self._bases()]
+        return [_picture(decode(self.pipe.vae, latent)) for latent in grown]
 
     def _draw(self, pipe: SelfCascadePipeline) -> list[Picture]:
         pipe.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""The training loop of the feature upsampler: everything that changes while it trains, one step, and how to stop and go on."""
+"""The training loop: everything that changes while a small network trains on a frozen base, one step, and how to stop and go on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfcascade.adaptation.cache import LatentCache, moved
+from selfcascade.adaptation.cache import LatentCache
 from selfcascade.adaptation.dataset import TrainingOrder
 from selfcascade.adaptation.ema import MovingAverage
-from selfcascade.adaptation.loss import Prediction, draw_timesteps, last_timestep, noise_loss
-from selfcascade.cascade.injection import unet_with_pivot
-from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.adaptation.objective import Objective, Trained
 from selfcascade.config import AdaptationSettings
 from selfcascade.settings import SettingsError
 
 COLUMNS = ("loss", "lr", "grad_norm")
-"""What the log holds of each step: noise MSE, learning rate, norm of the gradient before clipping."""
+"""What the log holds of each step: loss, learning rate, norm of the gradient before clipping."""
 
 
 class Diverged(SettingsError):
@@ -28,30 +26,17 @@ class Diverged(SettingsError):
 
 
 class Trainer:
-    """Training of one upsampler (Algorithm 1): weights, moving average, optimizer, position in the data, random numbers, log.
+    """Training of one small network (Algorithm 1): weights, moving average, optimizer, position in the data, random numbers, log.
 
-    Only the upsampler has gradients. All draws of a step (timesteps, noise, dropped captions) come from one CPU generator in a fixed order, so
-    that they are the same on every device and continue exactly after :meth:`restore`.
+    What is trained, and against what, is the objective's. All draws of a step come from one CPU generator in a fixed order, so that they are the same on
+    every device and continue exactly after :meth:`restore`.
     """
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        upsampler: FeatureUpsampler,
-        *,
-        alphas_cumprod: Tensor,
-        prediction: Prediction,
-        latents: LatentCache,
-        settings: AdaptationSettings,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, objective: Objective, *, latents: LatentCache, settings: AdaptationSettings, device: torch.device) -> None:
         """Start at step 0.
 
         Args:
-            unet: the base's UNet; it is frozen and kept in the precision of ``settings.compute``.
-            upsampler: Φ, kept in float32.
-            alphas_cumprod: abar of the base's schedule, (T,).
-            prediction: what the base predicts: epsilon or v_prediction.
+            objective: holds the network that trains, kept in float32, and the frozen ones, in the precision of ``settings.compute``.
             latents: cached latents and text embeddings.
             settings: of the run.
             device: where the networks run.
@@ -59,19 +44,13 @@ class Trainer:
         self.settings = settings
         self.device = device
         self.dtype: torch.dtype = getattr(torch, settings.compute.dtype)
-        self.unet = unet.to(device=device, dtype=self.dtype).eval().requires_grad_(False)
-        self.upsampler = upsampler.to(device=device, dtype=torch.float32).train()
+        self.objective = objective
+        self.trained = objective.trained.to(device=device, dtype=torch.float32).train()
         self.latents = latents
-        self.empty = latents.empty()
         self.order = TrainingOrder(latents.keys("train"), seed=settings.seed, batch=settings.batch)
-        self.alphas_cumprod = alphas_cumprod.to(device=device, dtype=torch.float32)
-        self.prediction = prediction
-        self.below = last_timestep(settings.start, len(alphas_cumprod))
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.trainable: list[tuple[str, nn.Parameter]] = [(name, p) for name, p in self.upsampler.named_parameters() if p.requires_grad]
-        # A few thousand shared scalars are no weights that decay would keep small: it would only pull them back to where they start.
-        decay = 0.0 if settings.upsampler.variant == "C" else settings.weight_decay
-        self.optimizer = torch.optim.AdamW(self._parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=decay)
+        self.trainable: list[tuple[str, nn.Parameter]] = [(name, p) for name, p in self.trained.named_parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self._parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=objective.weight_decay)
         self.average = MovingAverage(self.trainable, decay=settings.ema)
         self.step = 0
         self.position = 0
@@ -86,18 +65,8 @@ class Trainer:
         """One optimizer step on the next batch."""
         settings = self.settings
         batch = self.latents.batch(self.order.batch(self.position, settings.batch))
-        t = draw_timesteps(settings.batch, below=self.below, generator=self.generator)
-        noise = torch.randn(batch.target.shape, generator=self.generator)
-        dropped = torch.rand(settings.batch, generator=self.generator) < settings.caption_dropout
-        batch = batch.without_captions(dropped, self.empty).to(self.device)
-        t, noise = moved(t, self.device), moved(noise, self.device)
-        conditioning = batch.text.of_stage((settings.size, settings.size))
-
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
-            return unet_with_pivot(self.unet, z, t, batch.text.text, pivot=batch.pivot, upsampler=self.upsampler, **conditioning)
-
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = noise_loss(denoise, batch.target, noise=noise, t=t, alphas_cumprod=self.alphas_cumprod, prediction=self.prediction)
+            loss = self.objective.loss(batch, self.generator)
         torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self._parameters(), settings.clip)
         lr = self.learning_rate(self.step)
@@ -132,6 +101,7 @@ class Trainer:
         log = self.log()
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.trainable}
         tensors |= {f"ema/{name}": value for name, value in self.average.values.items()}
+        tensors |= {f"fitted/{name}": value for name, value in self.trained.named_buffers()}
         for name, parameter in self.trainable:
             tensors |= {f"optimizer/{name}/{slot}": value for slot, value in self.optimizer.state[parameter].items()}
         tensors |= {"random/draws": self.generator.get_state(), "random/torch": torch.get_rng_state()}
@@ -146,6 +116,8 @@ class Trainer:
             for name, parameter in self.trainable:
                 parameter.copy_(tensors[f"weights/{name}"])
                 self.average.values[name].copy_(tensors[f"ema/{name}"])
+            for name, fitted in self.trained.named_buffers():
+                fitted.copy_(tensors[f"fitted/{name}"])
         slots: dict[str, dict[str, Tensor]] = {}
         for path, value in tensors.items():
             if path.startswith("optimizer/"):
@@ -161,11 +133,11 @@ class Trainer:
         self.step, self.position, self.average.updates = record["step"], record["position"], record["ema_updates"]
         self._log, self._unread = [tuple(row) for row in tensors["log"].tolist()], []
 
-    def averaged(self) -> FeatureUpsampler:
-        """A copy of the upsampler with the moving average for weights: what previews and the artifact hold."""
-        upsampler: FeatureUpsampler = copy.deepcopy(self.upsampler).eval()
-        upsampler.load_state_dict(self.average.values, strict=False)
-        return upsampler
+    def averaged(self) -> Trained:
+        """A copy of the network with the moving average for weights: what previews and the artifact hold."""
+        trained: Trained = copy.deepcopy(self.trained).eval()
+        trained.load_state_dict(self.average.values, strict=False)
+        return trained
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.trainable]

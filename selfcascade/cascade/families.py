@@ -214,3 +214,25 @@ def _prediction_of(scheduler: SchedulerMixin) -> Prediction:
     raise SettingsError(
         f"scheduler {type(scheduler).__name__} has prediction_type={found!r}; the cascade needs {' or '.join(PREDICTIONS)}, whichever the base was trained for"
     )
+
+
+def refuse_other_base(name: str, made_for: str | None, held: str | None) -> None:
+    """Refuse what was trained for another base than the one that a pipeline holds. Nothing is said where one of the two is not known.
+
+    Args:
+        name: what is refused, as the message calls it.
+        made_for: ``name@version`` of the base that it was trained for.
+        held: ``name@version`` of the base that the pipeline holds.
+
+    Raises:
+        SettingsError: names both, and the way out.
+    """
+    if made_for is not None and held is not None and made_for != held:
+        raise SettingsError(
+            f"{name} was trained for base '{_short(made_for)}' but the pipeline holds '{_short(held)}'; retrain it or pass --base {made_for.partition('@')[0]}"
+        )
+
+
+def _short(base: str) -> str:
+    name, _, version = base.partition("@")
+    return f"{name}@{version[:12]}" if version else name

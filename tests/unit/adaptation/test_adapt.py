@@ -178,7 +178,7 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(fresh: Callable[[], Stor
     def poisoned(self: Trainer) -> None:
         if self.step == 4:
             with torch.no_grad():
-                next(self.upsampler.parameters()).fill_(float("nan"))
+                next(self.trained.parameters()).fill_(float("nan"))
         inner(self)
 
     monkeypatch.setattr(Trainer, "advance", poisoned)

@@ -32,23 +32,23 @@ def state(trainer: Trainer) -> tuple[dict[str, bytes], dict[str, object]]:
 def test_only_the_upsampler_moves(latents: LatentCache, upsampler: UpsamplerSettings) -> None:
     """After three steps every weight of the base has the bytes it had and no gradient; the upsampler has changed."""
     trainer = tiny_trainer(latents, tiny_settings("b", upsampler=upsampler))
-    base, phi = weights(trainer.unet), weights(trainer.upsampler)
+    base, phi = weights(trainer.objective.unet), weights(trainer.trained)
     for _ in range(3):
         trainer.advance()
-    assert weights(trainer.unet) == base
-    assert all(parameter.grad is None for parameter in trainer.unet.parameters())
-    assert weights(trainer.upsampler) != phi
+    assert weights(trainer.objective.unet) == base
+    assert all(parameter.grad is None for parameter in trainer.objective.unet.parameters())
+    assert weights(trainer.trained) != phi
 
 
 def test_first_step_of_variant_c_moves_only_gamma(latents: LatentCache) -> None:
     """What multiplies Gamma = 0 has no gradient yet, and decay does not touch it; from the second step on all of it moves."""
     trainer = tiny_trainer(latents, tiny_settings("b", upsampler=C, weight_decay=0.5))
-    before = weights(trainer.upsampler)
+    before = weights(trainer.trained)
     trainer.advance()
-    after = weights(trainer.upsampler)
+    after = weights(trainer.trained)
     assert {name.rsplit(".")[-1] for name in before if before[name] != after[name]} == {"gamma"}
     trainer.advance()
-    second = weights(trainer.upsampler)
+    second = weights(trainer.trained)
     assert {name.rsplit(".")[-1] for name in before if after[name] != second[name]} == {"gamma", "kernels", "scale", "offset"}
 
 
@@ -116,7 +116,7 @@ def test_captions_are_dropped_at_their_rate(latents: LatentCache) -> None:
         seen.extend(text.numpy().tobytes() for text in encoder_hidden_states)
         raise _Seen
 
-    trainer.unet.forward = unet.__get__(trainer.unet)  # type: ignore[method-assign]
+    trainer.objective.unet.forward = unet.__get__(trainer.objective.unet)  # type: ignore[method-assign]
     for _ in range(250):
         with pytest.raises(_Seen):
             trainer.advance()
@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_named(latents: LatentCache
     for step in range(1, 4):
         if step == poisoned:
             with torch.no_grad():
-                next(trainer.upsampler.parameters()).fill_(float("nan"))
+                next(trainer.trained.parameters()).fill_(float("nan"))
         trainer.advance()
     for _ in range(2):
         with pytest.raises(Diverged, match=rf"stopped at step {poisoned}: its loss is nan.*lower adaptation\.lr"):

@@ -8,9 +8,11 @@ import models
 import torch
 
 from selfcascade.adaptation.cache import EMPTY, LatentCache
+from selfcascade.adaptation.objective import LatentObjective, NoiseObjective, Objective
 from selfcascade.adaptation.tensorfile import TensorFile, written_tensor_file
 from selfcascade.adaptation.trainer import Trainer
 from selfcascade.cascade.families import spec_of
+from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings, ComputeSettings, UpsamplerSettings
 
@@ -57,17 +59,22 @@ def synthetic_latents(*, train: int = 8, tune: int = 2, side: int = 16, seed: in
 
 
 def tiny_trainer(latents: LatentCache, settings: AdaptationSettings) -> Trainer:
-    """A trainer on the UNet of the tiny base, at step 0."""
-    pipeline = models.base()
+    """A trainer on the networks of the tiny base, at step 0."""
+    pipeline, device = models.base(), torch.device("cpu")
+    spec = spec_of(pipeline.unet, pipeline.vae)
     torch.manual_seed(settings.seed)
-    upsampler = FeatureUpsampler.for_base(spec_of(pipeline.unet, pipeline.vae), **settings.upsampler.model_dump())
-    scheduler = pipeline.scheduler
-    return Trainer(
-        pipeline.unet,
-        upsampler,
-        alphas_cumprod=scheduler.alphas_cumprod,
-        prediction=scheduler.config.prediction_type,
-        latents=latents,
-        settings=settings,
-        device=torch.device("cpu"),
-    )
+    objective: Objective
+    if settings.trainable == "latent-upscaler":
+        upscaler = LatentUpscaler.for_base(spec, width=settings.upscaler.width, blocks=settings.upscaler.blocks)
+        objective = LatentObjective(upscaler, settings=settings, device=device)
+    else:
+        objective = NoiseObjective(
+            pipeline.unet,
+            FeatureUpsampler.for_base(spec, **settings.upsampler.model_dump()),
+            alphas_cumprod=pipeline.scheduler.alphas_cumprod,
+            prediction=pipeline.scheduler.config.prediction_type,
+            latents=latents,
+            settings=settings,
+            device=device,
+        )
+    return Trainer(objective, latents=latents, settings=settings, device=device)
