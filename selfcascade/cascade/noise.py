@@ -8,20 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from selfcascade.cascade.schedule import Size
-
 
 @dataclass(frozen=True)
 class StageNoise:
     """All randomness of one stage of a batch."""
 
     entry: Tensor
-    """Standard normal that the stage starts from, (B, C, h, w), fp32."""
+    """Standard normal that the stage starts from, (B, C, h, w), for video (B, C, F, h, w), fp32."""
     generators: list[Generator]
     """One a sample, for what the scheduler draws at its steps (DDIM's eta, ancestral samplers)."""
 
 
-def draw_noise(generators: Sequence[Generator | None], channels: int, sizes: tuple[Size, ...], device: torch.device) -> list[StageNoise]:
+def draw_noise(generators: Sequence[Generator | None], channels: int, sizes: Sequence[tuple[int, ...]], device: torch.device) -> list[StageNoise]:
     """Noise of every stage for every sample, each from the sample's own generator.
 
     The order is part of the contract. A sample draws, for stage 0, 1, ..., R in turn, the stage's entry noise, fp32, (1, C, h, w), and one integer that
@@ -31,7 +29,7 @@ def draw_noise(generators: Sequence[Generator | None], channels: int, sizes: tup
     Args:
         generators: one a sample, usually on the CPU; None draws from torch's default. One generator listed twice draws for its samples in turn.
         channels: of the latent.
-        sizes: latent height and width of every stage.
+        sizes: latent height and width of every stage, for video frames, height and width.
         device: where the noise is needed.
     """
     entries: list[list[Tensor]] = [[] for _ in sizes]

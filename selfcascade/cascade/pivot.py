@@ -10,23 +10,19 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from selfcascade.cascade.schedule import Size, remaining_timesteps
+from selfcascade.cascade.video import frames_of, stacked_as
 
 Upscale = Callable[[Tensor, Size], Tensor]
 
 
 def bilinear(latent: Tensor, size: Size) -> Tensor:
-    """Bilinear enlargement of a latent (the paper's): (B, C, h, w) to (B, C, *size), a video frame by frame; pixel centres, not corners, are aligned."""
-    return _enlarge(latent, size, mode="bilinear", align_corners=False)
+    """Bilinear enlargement of a latent (the paper's): (B, C, h, w) to (B, C, *size); pixel centres, not corners, are aligned."""
+    return interpolate(latent, size, mode="bilinear", align_corners=False)
 
 
 def bicubic(latent: Tensor, size: Size) -> Tensor:
-    """Bicubic enlargement of a latent (the released code's), as :func:`bilinear`."""
-    return _enlarge(latent, size, mode="bicubic", align_corners=False)
-
-
-def _enlarge(latent: Tensor, size: Size, *, mode: str, align_corners: bool | None = None) -> Tensor:
-    maps = latent.flatten(1, -3)  # the frames of a video, (B, C, F, h, w), are as independent here as its channels
-    return interpolate(maps, size, mode=mode, align_corners=align_corners).reshape(*latent.shape[:-2], *size)
+    """Bicubic enlargement of a latent (the released code's): (B, C, h, w) to (B, C, *size); pixel centres, not corners, are aligned."""
+    return interpolate(latent, size, mode="bicubic", align_corners=False)
 
 
 UPSCALES: Mapping[str, Upscale] = MappingProxyType({"bilinear": bilinear, "bicubic": bicubic})
@@ -44,7 +40,7 @@ def renoise_pivot(pivot: Tensor, size: Size, scheduler: SchedulerMixin, *, start
         scheduler: a diffusers scheduler whose ``set_timesteps`` was called; it is told where it will begin.
         start: K / T, in (0, 1]; the paper uses 0.7.
         noise: standard normal, (B, C, *size), for video (B, C, F, *size); drawn by the caller, so that a sample owns its randomness.
-        upscale: how the pivot grows.
+        upscale: how the pivot grows; a video grows frame by frame.
 
     Returns:
         The noisy latent, of the noise's shape, and the remaining timesteps, (S,), descending.
@@ -55,4 +51,5 @@ def renoise_pivot(pivot: Tensor, size: Size, scheduler: SchedulerMixin, *, start
     if size[0] < pivot.shape[-2] or size[1] < pivot.shape[-1]:
         raise ValueError(f"latent size {size[0]}x{size[1]} is smaller than the pivot, {pivot.shape[-2]}x{pivot.shape[-1]}")
     timesteps = remaining_timesteps(scheduler, start)
-    return scheduler.add_noise(upscale(pivot, size), noise, timesteps[:1].expand(len(pivot))), timesteps
+    grown = stacked_as(pivot, upscale(frames_of(pivot), size))
+    return scheduler.add_noise(grown, noise, timesteps[:1].expand(len(pivot))), timesteps
