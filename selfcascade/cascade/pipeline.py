@@ -26,7 +26,8 @@ from selfcascade.cascade.noise import draw_noise
 from selfcascade.cascade.requirements import check_call, check_shape, count_prompts, stage_above
 from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
 from selfcascade.cascade.schedule import Size, stage_sizes
-from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
+from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.cascade.upsampler_set import Upsamplers, UpsamplerSet, gather
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
@@ -45,7 +46,8 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         scheduler: any diffusers scheduler with ``add_noise``; every stage works on a copy.
         text_encoder_2: SDXL's second encoder.
         tokenizer_2: and its tokenizer.
-        upsampler: Phi of the tuned cascade, shared by all stages; None is the tuning-free cascade.
+        upsampler: Phi of the tuned cascade, one for the stages that it was trained for, or an ``UpsamplerSet`` of one a stage, which is saved with the
+            pipeline as one component; None is the tuning-free cascade.
         force_zeros_for_empty_prompt: SDXL's rule for an empty negative prompt.
         base: ``name@version`` of the base where that is known.
 
@@ -67,7 +69,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         scheduler: KarrasDiffusionSchedulers,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         tokenizer_2: PreTrainedTokenizerBase | None = None,
-        upsampler: FeatureUpsampler | None = None,
+        upsampler: FeatureUpsampler | UpsamplerSet | None = None,
         force_zeros_for_empty_prompt: bool = True,
         base: str | None = None,
     ):
@@ -92,7 +94,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         cls,
         base: str | PathLike[str],
         *,
-        upsampler: FeatureUpsampler | str | PathLike[str] | None = None,
+        upsampler: Upsamplers = None,
         store: Store | None = None,
         torch_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
@@ -101,7 +103,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
 
         Args:
             base: shipped base, folder, hub id, or artifact, as :func:`selfcascade.bases.resolve_base` takes it.
-            upsampler: the module, or folder, hub id or artifact of one.
+            upsampler: the module, or folder, hub id or artifact of one; or a list or mapping of these by stage, see :func:`~.upsampler_set.gather`.
             store: where artifacts are looked up.
             torch_dtype: of UNet, text encoders and upsampler; the autoencoder is loaded in fp32.
             kwargs: of ``DiffusionPipeline.from_pretrained``.
@@ -110,8 +112,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             SettingsError: base or upsampler is not found, or the two do not belong together.
         """
         resolved = resolve_base(str(base), store)
-        if isinstance(upsampler, str | PathLike):
-            upsampler = load_upsampler(str(upsampler), store, dtype=torch_dtype)
+        upsampler = gather(upsampler, store, dtype=torch_dtype)
         if upsampler is not None:
             kwargs["upsampler"] = upsampler
         saved_as = cls.load_config(resolved.location).get("base")
@@ -119,14 +120,13 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         return super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
 
     @classmethod
-    def from_pipe(
-        cls, pipeline: DiffusionPipeline, *, upsampler: FeatureUpsampler | str | PathLike[str] | None = None, store: Store | None = None, **components: Any
-    ) -> Self:
+    def from_pipe(cls, pipeline: DiffusionPipeline, *, upsampler: Upsamplers = None, store: Store | None = None, **components: Any) -> Self:
         """The very networks of a loaded pipeline in a cascade: LoRA, precision, offload and scheduler stay as the user set them.
 
         Args:
             pipeline: a Stable Diffusion or SDXL pipeline, or another cascade.
-            upsampler: the module, or folder, hub id or artifact of one, which then goes to the UNet's device and precision.
+            upsampler: the module as it is; or folder, hub id or artifact of one, which then goes to the UNet's device and precision; or a list or mapping of
+                these by stage, see :func:`~.upsampler_set.gather`.
             store: where artifacts are looked up.
             components: in place of the pipeline's own, such as ``scheduler=``.
 
@@ -137,8 +137,9 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             raise SettingsError(
                 f"a {type(pipeline).__name__} has no UNet; the cascade needs a UNet2DConditionModel base: SD 1.5, SD 2.1, SDXL, or a small base"
             )
-        if isinstance(upsampler, str | PathLike):
-            upsampler = load_upsampler(str(upsampler), store, dtype=pipeline.unet.dtype).to(pipeline._execution_device)
+        if not isinstance(upsampler, torch.nn.Module | None):
+            upsampler = gather(upsampler, store, dtype=pipeline.unet.dtype)
+            upsampler = upsampler and upsampler.to(pipeline._execution_device)
         wanted, optional = cls._get_signature_keys(cls)
         own = {name: pipeline.components[name] for name in wanted if name in pipeline.components}
         settings = {name: pipeline.config[key] for name in optional for key in (name, f"_{name}") if key in pipeline.config}  # private where it was not its own
@@ -205,7 +206,8 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             start: K / T, in (0, 1]: where the later stages enter the diffusion.
             later_steps: denoising steps of a full pass in the stages above the base, of which they take those from K on; unset: as many as the base.
             guidance_scale: classifier-free guidance; 1 and below is off.
-            guidance_interval: shares of T between which guidance is on; at other steps the conditional branch runs alone (arXiv 2404.07724).
+            guidance_interval: shares of T between which guidance is on in the stages above the base; at other steps their conditional branch runs alone
+                (arXiv 2404.07724).
             joint_branches: both branches of guidance in one pass of the UNet; False runs one after the other, in half the memory.
             negative_prompt: what guidance steers away from, one for all or one a prompt.
             num_images_per_prompt: samples of each prompt, next to each other in the batch.
@@ -235,9 +237,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             ValueError: a value is out of range, before any network runs; names it and what would be accepted.
         """
         spec, device = self.spec, self._execution_device
-        recipe = Recipe(
-            num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength, later_steps, guidance_interval, joint_branches, pivot_every
-        )
+        recipe = Recipe(num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength, later_steps, guidance_interval, joint_branches, pivot_every)
         sizes = self.sizes(height or spec.native[0], width or spec.native[1]) if sizes is None else tuple(sizes)
         prompt = [prompt] if isinstance(prompt, str) else prompt
         prompts = count_prompts(prompt, prompt_embeds)
@@ -245,6 +245,8 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         batch = prompts * num_images_per_prompt
         generators = generator if isinstance(generator, list) else [generator] * batch
         latent_sizes = tuple((height // spec.pixels, width // spec.pixels) for height, width in sizes)
+        if self.upsampler is not None:
+            self.upsampler.check_stages(len(sizes) - 1)
         check_call(spec, sizes, batch, prompt, negative_prompt, generators, output_type, {"pivot": pivot, "image": image})
         if image is not None:
             pivot = self._pivot_of(image, sizes, batch=batch, tile_above=tile_above)
@@ -294,7 +296,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
                     text=conditioning.text,
                     conditioning=conditioning.of_stage(sizes[stage]),
                     pivot=pivot,
-                    upsampler=self.upsampler,
+                    upsampler=self.upsampler and self.upsampler.of(stage),
                     on_step=on_step,
                 )
 

@@ -43,7 +43,7 @@ class Recipe:
     later_steps: int | None = None
     """Denoising steps of a full pass in the stages above the base, of which they take those from K on; None is as many as the base's."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Shares of T between which guidance is on."""
+    """Shares of T between which guidance is on in the stages above the base."""
     joint_branches: bool = True
     """Whether the branches of guidance share a pass."""
     pivot_every: int = 1
@@ -61,11 +61,11 @@ class Recipe:
             raise SettingsError(f"t_min={self.t_min} must not be negative")
         if not 0 <= self.strength <= 1:
             raise SettingsError(f"strength={self.strength} must be in 0..1")
-        self.guidance(timesteps=1000)
+        self.guidance("later", timesteps=1000)
 
-    def guidance(self, *, timesteps: int) -> Guidance:
-        """Classifier-free guidance over that many timesteps."""
-        return Guidance(self.guidance_scale, self.guidance_interval, self.joint_branches, timesteps)
+    def guidance(self, stage: Literal["base", "later"], *, timesteps: int) -> Guidance:
+        """Classifier-free guidance of a stage over that many timesteps; the base is guided throughout."""
+        return Guidance(self.guidance_scale, self.guidance_interval if stage == "later" else (0.0, 1.0), self.joint_branches, timesteps)
 
     def steps_of(self, stage: Literal["base", "later"]) -> int:
         """Denoising steps of a full pass."""
@@ -109,7 +109,8 @@ def sample_stage(
         upsampler: Phi; None is the tuning-free cascade.
         on_step: called after every step.
     """
-    scheduler = prepare(scheduler, recipe.steps_of("base" if pivot is None else "later"), device=noise.entry.device)
+    stage: Literal["base", "later"] = "base" if pivot is None else "later"
+    scheduler = prepare(scheduler, recipe.steps_of(stage), device=noise.entry.device)
     if pivot is None:
         z, timesteps = noise.entry * scheduler.init_noise_sigma, scheduler.timesteps
     else:
@@ -120,7 +121,7 @@ def sample_stage(
         unet,
         text=text,
         conditioning=conditioning,
-        guidance=recipe.guidance(timesteps=scheduler.config.num_train_timesteps),
+        guidance=recipe.guidance(stage, timesteps=scheduler.config.num_train_timesteps),
         pivot=pivot,
         upsampler=upsampler,
         t_min=recipe.t_min,

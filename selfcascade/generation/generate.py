@@ -22,7 +22,7 @@ from selfcascade.generation.seeds import SampleSpec, sample_specs
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, entry_of, resolve
 
-_STAGES = ("start", "upscale", "t_min", "strength")
+_STAGES = ("start", "upscale", "t_min", "strength", "later_steps", "guidance_interval", "pivot_every")
 _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
     {
         "base": _STAGES,
@@ -32,7 +32,7 @@ _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
         "attention-scaling": (*_STAGES, "eta"),
         "scalecrafter": (*_STAGES, "eta"),
         "hidiffusion": (*_STAGES, "eta"),
-        "tuning-free": ("t_min", "strength"),
+        "tuning-free": ("t_min", "strength", "pivot_every"),
         "tuned": (),
     }
 )

@@ -76,8 +76,8 @@ def sample_cascade(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], s
     sizes = pipeline.sizes(cascade.height, cascade.width)
     if len(sizes) == 1:  # the target is the base's own size
         return _decoded(pipeline, pivot)
-    guided = {"start": cascade.start, "upscale": cascade.upscale, "t_min": cascade.t_min, "strength": cascade.strength}
-    return _decoded(pipeline, _call(pipeline, specs, cascade, sizes=sizes, pivot=pivot, **guided))
+    later = {name: getattr(cascade, name) for name in ("start", "upscale", "t_min", "strength", "later_steps", "guidance_interval", "pivot_every")}
+    return _decoded(pipeline, _call(pipeline, specs, cascade, sizes=sizes, pivot=pivot, **later))
 
 
 METHODS: Mapping[Method, Sampler] = MappingProxyType(
