@@ -161,13 +161,23 @@ class CascadeSettings(Settings):
     width: int = Field(256, ge=8, description="width of the result in pixels")
     steps: int = Field(50, ge=1, le=1000, description="denoising steps of a full pass (paper: DDIM, 50)")
     start: float = Field(0.7, gt=0, le=1, description="K / T: where a stage enters the diffusion (paper: 0.7)")
+    later_steps: int | None = Field(None, ge=1, le=1000, description="denoising steps of a full pass above the base, of which a stage takes those from K on")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 and below: off")
+    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="shares of T between which guidance is on above the base; outside, the text alone predicts")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 ancestral")
     upscale: Upscale = Field(
         "bilinear", description="how the pivot grows between stages; bilinear is the paper's, bicubic the released code's, pixel decodes, learned needs upscaler"
     )
     t_min: int = Field(0, ge=0, lt=1000, description="upsamplers guide while t is above this")
     strength: float = Field(1.0, ge=0, le=1, description="factor on what the upsamplers add")
+    pivot_every: int = Field(1, ge=1, description="steps that one pass of the pivot serves, where the upsampler wants it at the current timestep")
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(f"{list(interval)} must be two shares of T with 0 <= low < high <= 1, such as [0.1, 0.8]")
+        return interval
 
 
 class ScaleCrafterSettings(Settings):
@@ -201,12 +211,32 @@ class BaselineSettings(Settings):
 class UpsamplerSettings(Settings):
     """The time-aware feature upsampler (paper section 4.2)."""
 
-    variant: Literal["A", "C"] = Field("A", description="A: residual blocks as in the paper; C: group-shared, at most 2,000 parameters")
+    variant: Literal["A", "B", "C", "D"] = Field(
+        "A",
+        description="A: residual blocks as in the paper; B: as in the released code; C: group-shared, at most 2,000 parameters; D: as few, in a fixed subspace",
+    )
     inject: Literal["skip", "main"] = Field("skip", description="where features are added: skip connections or the main path")
     pivot_t: Literal["current", "zero"] = Field("current", description="timestep at which the pivot passes the encoder")
     final: Literal["residual", "identity", "gate"] = Field(
-        "residual", description="variant A: what the upsampler returns; residual and gate are zero at the start"
+        "residual", description="variants A and B: what the upsampler returns; residual and gate are zero at the start"
     )
+    shared: bool = Field(False, description="guide every stage of a cascade, not only the one that it was trained at")
+
+    @model_validator(mode="after")
+    def _variant_goes_with_the_rest(self) -> UpsamplerSettings:
+        conflict = upsampler_conflict(self.variant, self.inject, self.final)
+        if conflict is not None:
+            raise ValueError(conflict)
+        return self
+
+
+def upsampler_conflict(variant: str, inject: str, final: str) -> str | None:
+    """Why an upsampler of that variant cannot have these settings, and what it takes; nothing if it can."""
+    if variant == "B" and (inject, final) != ("main", "identity"):
+        return f"upsampler variant B is the released code's: it has no inject={inject!r} with final={final!r}; set inject to 'main' and final to 'identity'"
+    if variant in ("C", "D") and final != "residual":
+        return f"upsampler variant {variant} has no final={final!r}: its own gate is zero at the start; leave final at 'residual'"
+    return None
 
 
 class LatentUpscalerSettings(Settings):
@@ -234,7 +264,8 @@ class AdaptationSettings(Settings):
     batch: int = Field(16, ge=1, description="samples a step")
     lr: float = Field(3e-4, gt=0, description="learning rate of AdamW (paper: 5e-5)")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay; never applied to variant C (a few thousand scalars)")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay; never applied to variants C and D (a few thousand scalars)")
+    basis_samples: int = Field(256, ge=1, description="variant D: pictures to whose pivot features its subspace is fitted")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average that is published")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty one")
