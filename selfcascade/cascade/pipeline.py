@@ -22,12 +22,15 @@ from selfcascade.cascade.decoding import TILE_ABOVE, decode
 from selfcascade.cascade.encoding import as_pillow, encode_pictures, fitted
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.guidance import guided
+from selfcascade.cascade.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from selfcascade.cascade.noise import draw_noise
 from selfcascade.cascade.requirements import check_call, check_shape, count_prompts, stage_above
 from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
 from selfcascade.cascade.schedule import Size, stage_sizes
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.cascade.upsampler_set import Upsamplers, UpsamplerSet, gather
+from selfcascade.cascade.upscaling import upscale_of
+from selfcascade.config import Upscale
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
@@ -48,6 +51,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         tokenizer_2: and its tokenizer.
         upsampler: Phi of the tuned cascade, one for the stages that it was trained for, or an ``UpsamplerSet`` of one a stage, which is saved with the
             pipeline as one component; None is the tuning-free cascade.
+        latent_upscaler: how the pivot grows where a call asks for ``upscale="learned"``.
         force_zeros_for_empty_prompt: SDXL's rule for an empty negative prompt.
         base: ``name@version`` of the base where that is known.
 
@@ -56,8 +60,8 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
-    _exclude_from_cpu_offload = ["upsampler"]  # noqa: RUF012 (diffusers' name and type): it works in the middle of the UNet's pass
-    _optional_components = ["text_encoder_2", "tokenizer_2", "upsampler"]  # noqa: RUF012
+    _exclude_from_cpu_offload = ["upsampler", "latent_upscaler"]  # noqa: RUF012 (diffusers' name and type): the first works in the middle of the UNet's pass
+    _optional_components = ["text_encoder_2", "tokenizer_2", "upsampler", "latent_upscaler"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012
 
     def __init__(
@@ -70,6 +74,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         tokenizer_2: PreTrainedTokenizerBase | None = None,
         upsampler: FeatureUpsampler | UpsamplerSet | None = None,
+        latent_upscaler: LatentUpscaler | None = None,
         force_zeros_for_empty_prompt: bool = True,
         base: str | None = None,
     ):
@@ -83,11 +88,14 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
             upsampler=upsampler,
+            latent_upscaler=latent_upscaler,
         )
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, base=base)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.spec.pixels)
         if upsampler is not None:
             upsampler.check_fits(self.spec, base)
+        if latent_upscaler is not None:
+            latent_upscaler.check_fits(self.spec, base)
 
     @classmethod
     def from_pretrained(
@@ -95,6 +103,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         base: str | PathLike[str],
         *,
         upsampler: Upsamplers = None,
+        latent_upscaler: LatentUpscaler | str | PathLike[str] | None = None,
         store: Store | None = None,
         torch_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
@@ -104,8 +113,9 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         Args:
             base: shipped base, folder, hub id, or artifact, as :func:`selfcascade.bases.resolve_base` takes it.
             upsampler: the module, or folder, hub id or artifact of one; or a list or mapping of these by stage, see :func:`~.upsampler_set.gather`.
+            latent_upscaler: the module, or folder, hub id or artifact of one.
             store: where artifacts are looked up.
-            torch_dtype: of UNet, text encoders and upsampler; the autoencoder is loaded in fp32.
+            torch_dtype: of UNet, text encoders and upsampler; autoencoder and latent upscaler are loaded in fp32.
             kwargs: of ``DiffusionPipeline.from_pretrained``.
 
         Raises:
@@ -115,18 +125,31 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         upsampler = gather(upsampler, store, dtype=torch_dtype)
         if upsampler is not None:
             kwargs["upsampler"] = upsampler
+        if isinstance(latent_upscaler, str | PathLike):
+            latent_upscaler = load_latent_upscaler(str(latent_upscaler), store)
+        if latent_upscaler is not None:
+            kwargs["latent_upscaler"] = latent_upscaler
         saved_as = cls.load_config(resolved.location).get("base")
-        dtypes = {"default": torch_dtype, "vae": torch.float32}
+        dtypes = {"default": torch_dtype, "vae": torch.float32, "latent_upscaler": torch.float32}
         return super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, *, upsampler: Upsamplers = None, store: Store | None = None, **components: Any) -> Self:
+    def from_pipe(
+        cls,
+        pipeline: DiffusionPipeline,
+        *,
+        upsampler: Upsamplers = None,
+        latent_upscaler: LatentUpscaler | str | PathLike[str] | None = None,
+        store: Store | None = None,
+        **components: Any,
+    ) -> Self:
         """The very networks of a loaded pipeline in a cascade: LoRA, precision, offload and scheduler stay as the user set them.
 
         Args:
             pipeline: a Stable Diffusion or SDXL pipeline, or another cascade.
             upsampler: the module as it is; or folder, hub id or artifact of one, which then goes to the UNet's device and precision; or a list or mapping of
                 these by stage, see :func:`~.upsampler_set.gather`.
+            latent_upscaler: the module, or folder, hub id or artifact of one, which then goes to the UNet's device.
             store: where artifacts are looked up.
             components: in place of the pipeline's own, such as ``scheduler=``.
 
@@ -140,10 +163,13 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         if not isinstance(upsampler, torch.nn.Module | None):
             upsampler = gather(upsampler, store, dtype=pipeline.unet.dtype)
             upsampler = upsampler and upsampler.to(pipeline._execution_device)
+        if isinstance(latent_upscaler, str | PathLike):
+            latent_upscaler = load_latent_upscaler(str(latent_upscaler), store).to(pipeline._execution_device)
+        given = {name: module for name, module in (("upsampler", upsampler), ("latent_upscaler", latent_upscaler)) if module is not None}
         wanted, optional = cls._get_signature_keys(cls)
         own = {name: pipeline.components[name] for name in wanted if name in pipeline.components}
         settings = {name: pipeline.config[key] for name in optional for key in (name, f"_{name}") if key in pipeline.config}  # private where it was not its own
-        return cls(**own | settings | components | ({} if upsampler is None else {"upsampler": upsampler}))
+        return cls(**own | settings | components | given)
 
     @property
     def spec(self) -> BaseSpec:
@@ -177,7 +203,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
-        upscale: Literal["bilinear", "bicubic"] = "bilinear",
+        upscale: Upscale = "bilinear",
         t_min: int = 0,
         strength: float = 1.0,
         pivot_every: int = 1,
@@ -212,7 +238,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             negative_prompt: what guidance steers away from, one for all or one a prompt.
             num_images_per_prompt: samples of each prompt, next to each other in the batch.
             eta: DDIM's; other schedulers ignore it.
-            upscale: how the pivot grows.
+            upscale: how the pivot grows: bilinear (the paper), bicubic (the released code), pixel (decode, resize, encode), or learned (``latent_upscaler``).
             t_min: the upsampler guides while t is above this.
             strength: factor on what the upsampler adds, in [0, 1].
             pivot_every: steps that one pass of the pivot serves; at 1 its features are those of the current timestep. An upsampler made for pivot time 0
@@ -228,7 +254,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             pooled_prompt_embeds: SDXL, (P, W).
             negative_pooled_prompt_embeds: SDXL, (P, W).
             output_type: "latent" returns the clean scaled latent of the last stage, (B, C, h, w), fp32.
-            tile_above: pixels of a picture above which it is decoded in tiles.
+            tile_above: pixels of a picture above which it is decoded, or encoded, in tiles.
             return_dict: an ``ImagePipelineOutput``, or a tuple.
             callback_on_step_end: called as ``callback(pipe, i, t, tensors)`` after every step, i counting on through the stages; may return changed tensors.
             callback_on_step_end_tensor_inputs: names of those tensors, of "latents" and "prompt_embeds".
@@ -257,6 +283,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
+        enlarge = upscale_of(upscale, vae=self.vae, learned=self.latent_upscaler, tile_above=tile_above)
         conditioning = encode(
             self,
             spec.family,
@@ -297,6 +324,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
                     conditioning=conditioning.of_stage(sizes[stage]),
                     pivot=pivot,
                     upsampler=self.upsampler and self.upsampler.of(stage),
+                    upscale=enlarge,
                     on_step=on_step,
                 )
 

@@ -14,10 +14,12 @@ from selfcascade.cascade.denoiser import Denoiser
 from selfcascade.cascade.guidance import Guidance
 from selfcascade.cascade.injection import attached
 from selfcascade.cascade.noise import StageNoise
-from selfcascade.cascade.pivot import UPSCALES, renoise_pivot
+from selfcascade.cascade.pivot import Upscale, renoise_pivot
 from selfcascade.cascade.schedule import remaining_timesteps
 from selfcascade.cascade.solver import prepare, step
 from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.cascade.upscaling import NAMES, upscale_of
+from selfcascade.config import Upscale as Name
 from selfcascade.settings import SettingsError
 
 OnStep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -35,7 +37,8 @@ class Recipe:
     guidance_scale: float
     eta: float
     """DDIM's."""
-    upscale: Literal["bilinear", "bicubic"]
+    upscale: Name
+    """How the pivot grows."""
     t_min: int
     """The upsampler guides while t is above this."""
     strength: float
@@ -55,8 +58,8 @@ class Recipe:
                 raise SettingsError(f"{name}={value} must be at least 1")
         if not 0 <= self.eta <= 1:
             raise SettingsError(f"eta={self.eta} must be in 0..1")
-        if self.upscale not in UPSCALES:
-            raise SettingsError(f"upscale={self.upscale!r} is not known; choose {' or '.join(UPSCALES)}")
+        if self.upscale not in NAMES:
+            raise SettingsError(f"upscale={self.upscale!r} is not known; choose {', '.join(NAMES[:-1])} or {NAMES[-1]}")
         if self.t_min < 0:
             raise SettingsError(f"t_min={self.t_min} must not be negative")
         if not 0 <= self.strength <= 1:
@@ -92,6 +95,7 @@ def sample_stage(
     conditioning: dict[str, Any],
     pivot: Tensor | None = None,
     upsampler: FeatureUpsampler | None = None,
+    upscale: Upscale | None = None,
     on_step: OnStep = lambda t, z, text: (z, text),
 ) -> Tensor:
     """Clean latent of one stage.
@@ -107,6 +111,7 @@ def sample_stage(
         conditioning: whatever else the UNet takes at this stage.
         pivot: clean latent of the stage below, (B, C, h, w); None at the base. It stays as it is from the first step to the last.
         upsampler: Phi; None is the tuning-free cascade.
+        upscale: how the pivot grows, made of what ``recipe.upscale`` names and needs; None is that name where it needs nothing.
         on_step: called after every step.
     """
     stage: Literal["base", "later"] = "base" if pivot is None else "later"
@@ -115,7 +120,7 @@ def sample_stage(
         z, timesteps = noise.entry * scheduler.init_noise_sigma, scheduler.timesteps
     else:
         size = (noise.entry.shape[-2], noise.entry.shape[-1])
-        z, timesteps = renoise_pivot(pivot, size, scheduler, start=recipe.start, noise=noise.entry, upscale=UPSCALES[recipe.upscale])
+        z, timesteps = renoise_pivot(pivot, size, scheduler, start=recipe.start, noise=noise.entry, upscale=upscale or upscale_of(recipe.upscale))
 
     denoise = Denoiser(
         unet,
