@@ -16,18 +16,24 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
     StableDiffusionXLPipeline,
+    TextToVideoSDPipeline,
     UNet2DConditionModel,
+    UNet3DConditionModel,
 )
+from diffusers.models.resnet import TemporalConvLayer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
+from selfcascade.cascade.published import PUBLISHED
+
 Module = TypeVar("Module", bound=torch.nn.Module)
-Kind = Literal["small", "sd21", "sdxl"]
+Kind = Literal["small", "sd21", "sdxl", "sd21v", "video"]
 KINDS: tuple[Kind, ...] = ("small", "sd21", "sdxl")
-"""Three levels and one layer, as the shipped base; four levels and linear projections, as SD 2.1; three levels, two encoders and size ids, as SDXL."""
+"""Three levels and one layer, as the shipped base; four levels and linear projections, as SD 2.1; three levels, two encoders and size ids, as SDXL.
+Beside these, sd21v is an SD 2.1 that predicts velocity, and video a text-to-video base of four levels."""
 
 NATIVE = 64
 """Native side in pixels of every tiny base: a latent of 8."""
@@ -51,8 +57,20 @@ X4_UNET = {
 """Configuration of the x4 upscaler's UNet."""
 
 
-def unet(kind: Kind, *, seed: int = 0) -> UNet2DConditionModel:
+NARROWER = 8
+"""Widths of a narrow published UNet are this many times smaller."""
+WIDTHS = ("block_out_channels", "cross_attention_dim", "norm_num_groups", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+
+
+def unet(kind: Kind, *, seed: int = 0) -> UNet2DConditionModel | UNet3DConditionModel:
     """The denoiser alone: channels are small, the topology is the real one's."""
+    if kind == "video":
+        return _video_unet(
+            {"sample_size": NATIVE // 8, "block_out_channels": (32, 48, 64, 64), "norm_num_groups": 16, "attention_head_dim": 16, "cross_attention_dim": TEXT},
+            seed,
+        )
+    if kind == "sd21v":
+        return unet("sd21", seed=seed)
     down = {"small": "DCC", "sd21": "CCCD", "sdxl": "DCC"}[kind]
     extra = {
         "small": {"layers_per_block": 1},
@@ -79,6 +97,27 @@ def unet(kind: Kind, *, seed: int = 0) -> UNet2DConditionModel:
         ),
         seed,
     )
+
+
+def narrow(name: str, *, seed: int = 0) -> UNet2DConditionModel | UNet3DConditionModel:
+    """A published UNet in its real configuration, all widths divided by 8: depth, blocks, heads, layers a level and channels a norm group are the real ones."""
+    config = dict(PUBLISHED[name].unet)
+    heads = ("attention_head_dim",) if PUBLISHED[name].network is UNet3DConditionModel else ()  # there it is a head's width, elsewhere the number of heads
+    for key in (*WIDTHS, *heads):
+        if key in config:
+            config[key] = tuple(width // NARROWER for width in config[key]) if isinstance(config[key], tuple) else config[key] // NARROWER
+    return _video_unet(config, seed) if heads else _seeded(lambda: UNet2DConditionModel(**config), seed)
+
+
+def _video_unet(config: dict, seed: int) -> UNet3DConditionModel:
+    def build() -> UNet3DConditionModel:
+        network = UNet3DConditionModel(**config)
+        for layer in network.modules():
+            if isinstance(layer, TemporalConvLayer):  # zero at first, so that an untrained video would not know its neighbouring frames
+                torch.nn.init.normal_(layer.conv4[-1].weight, std=0.2)
+        return network
+
+    return _seeded(build, seed)
 
 
 def vae(*, seed: int = 0) -> AutoencoderKL:
@@ -130,7 +169,9 @@ def base(kind: Kind = "small", *, seed: int = 0) -> DiffusionPipeline:
     if kind == "sdxl":
         second = _seeded(lambda: CLIPTextModelWithProjection(text), seed + 1)
         return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer(), scheduler=EulerDiscreteScheduler(**noise))
-    scheduler = DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False)
+    scheduler = DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction" if kind == "sd21v" else "epsilon")
+    if kind == "video":
+        return TextToVideoSDPipeline(**parts, scheduler=scheduler)
     return StableDiffusionPipeline(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
