@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from selfcascade.bases import ResolvedBase
+from selfcascade.bases import ResolvedBase, refuse_videos
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.schedule import stage_sizes
 from selfcascade.config import AdaptationSettings
@@ -56,6 +56,7 @@ def stage_of(settings: AdaptationSettings, base: ResolvedBase) -> int:
     Raises:
         SettingsError: the base does not take that size, or its own is not smaller.
     """
+    refuse_videos(base)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.location, subfolder="unet"))
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.location, subfolder="vae"))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PICTURES, VIDEOS = "UNet2DConditionModel", "UNet3DConditionModel"
+NEEDED = f"a {PICTURES} (SD 1.5, SD 2.1, SDXL, a small base) or a {VIDEOS} (text-to-video)"
+"""What the cascade works with, for those whose base has something else."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def resolve_base(base: str, store: Store | None = None) -> ResolvedBase:
 
 
 def load_pipeline(base: ResolvedBase, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> DiffusionPipeline:
-    """The base as diffusers' own Stable Diffusion (XL) pipeline, from safetensors only, without a safety checker; the autoencoder in fp32.
+    """The base as diffusers' own Stable Diffusion (XL) or text-to-video pipeline, from safetensors only, without a safety checker; the autoencoder in fp32.
 
     Args:
         base: from :func:`resolve_base`.
@@ -76,10 +79,11 @@ def load_pipeline(base: ResolvedBase, dtype: torch.dtype | None = None, device: 
         SettingsError: the folder is not a whole diffusers pipeline; names it.
     """
     import torch
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, TextToVideoSDPipeline
 
     index = refuse_other_kinds(Path(base.location), base.name)
-    stock = StableDiffusionXLPipeline if "text_encoder_2" in index else StableDiffusionPipeline
+    pictures = StableDiffusionXLPipeline if "text_encoder_2" in index else StableDiffusionPipeline
+    stock = TextToVideoSDPipeline if index["unet"][1] == VIDEOS else pictures
     unchecked = {"safety_checker": None, "feature_extractor": None} if stock is StableDiffusionPipeline else {}
     dtypes = {"default": dtype or torch.float32, "vae": torch.float32}
     try:
@@ -102,12 +106,20 @@ def refuse_other_kinds(folder: Path, name: str) -> dict[str, Any]:
         raise SettingsError(f"base {name!r} has no model_index.json; give the folder of a diffusers pipeline") from None
     except ValueError as error:
         raise SettingsError(f"base {name!r} has a damaged model_index.json: {_line(error)}") from None
-    if index.get("unet", [None, None])[1] != "UNet2DConditionModel":
+    if index.get("unet", [None, None])[1] not in (PICTURES, VIDEOS):
         network = next((key for key in ("unet", "transformer", "prior") if key in index), "no UNet")
-        raise SettingsError(
-            f"base {name!r} is a {index.get('_class_name')} ({network}); the cascade needs a UNet2DConditionModel: SD 1.5, SD 2.1, SDXL, or a small base"
-        )
+        raise SettingsError(f"base {name!r} is a {index.get('_class_name')} ({network}); the cascade needs {NEEDED}")
     return index
+
+
+def refuse_videos(base: ResolvedBase) -> None:
+    """Refuse a text-to-video base where pictures are trained on or made.
+
+    Raises:
+        SettingsError: it is one; one line with the way out.
+    """
+    if refuse_other_kinds(Path(base.location), base.name)["unet"][1] == VIDEOS:
+        raise SettingsError(f"base {base.name!r} makes videos, but runs train on pictures and make pictures; sample videos in Python: SelfCascadePipeline")
 
 
 def names_artifact(reference: str, kind: str) -> bool:

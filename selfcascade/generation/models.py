@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
 
 from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
-from selfcascade.bases import ResolvedBase, names_artifact, resolve_base
+from selfcascade.bases import ResolvedBase, names_artifact, refuse_videos, resolve_base
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
@@ -95,6 +95,7 @@ def load_x4(model: str, *, version: str | None = None, dtype: Dtype = "float32",
 
 def outline(base: ResolvedBase) -> tuple[BaseSpec, str]:
     """What the cascade knows of a base, and the ``name@version`` that upsamplers know it by, from its configuration alone: no weight is read."""
+    refuse_videos(base)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.location, subfolder="unet"))
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.location, subfolder="vae"))
