@@ -50,6 +50,7 @@ class Denoiser:
         self.upsampler, self.t_min, self.strength, self.pivot_every = upsampler, t_min, strength, pivot_every
         self._kept: list[tuple[slice, Features]] = []
         self._steps_kept = 0
+        self._dtype = unet.dtype  # diffusers walks every module to tell it
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """The prediction that the scheduler steps with.
@@ -61,7 +62,7 @@ class Denoiser:
         Returns:
             Noise or velocity, as the base predicts, (B, C, H, W), fp32.
         """
-        z = z.to(self.unet.dtype)
+        z = z.to(self._dtype)
         self._age_features()
         rows = [self._predict(z, t, rows).float() for rows in self.guidance.passes(t, batch=len(z))]
         return self.guidance.combine(rows, t, batch=len(z))
@@ -88,7 +89,7 @@ class Denoiser:
             if kept.start <= rows.start and rows.stop <= kept.stop:
                 return tuple(feature[rows.start - kept.start : rows.stop - kept.start] for feature in features)
         phi = self.upsampler.config
-        pivot = _repeat(pivot, rows).to(self.unet.dtype)
+        pivot = _repeat(pivot, rows).to(self._dtype)
         features = pivot_features(self.unet, pivot, t if phi.pivot_t == "current" else 0, text, inject=phi.inject, **conditioning)
         self._kept.append((rows, features))
         return features
