@@ -13,6 +13,7 @@ NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
+Memory = Literal["fast", "lean", "offload"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
 Method = Literal["base", "lanczos", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
 
@@ -307,6 +308,11 @@ class GenerationSettings(Settings):
     seed: int = Field(0, ge=0, description="run seed; a sample's own seed is SHA-256 of it, the prompt id and the index")
     chunk: int = Field(32, ge=1, description="samples a unit of work and a shard")
     batch: int = Field(8, ge=1, description="samples a forward pass; the chunk plan, not the workers, fixes the bytes")
+    memory: Memory = Field(
+        "fast",
+        description="lean: branches of guidance one after another, tiles from 512 px on; offload: networks wait in host memory too. A batch that does not fit"
+        " goes on one tier down",
+    )
     compute: ComputeSettings = ComputeSettings()
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
 def sample_chunk(index: int, plan: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
     """Sample and store one chunk in a worker process. ``plan`` holds this chunk alone."""
     measured = workers(execution.workers).run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1)
-    return UnitCost.of(index, measured, work_of(settings, measured.value.count))
+    return UnitCost.of(index, measured, work_of(settings, measured.value.count), tier=measured.value.tier)
 
 
 @task(name="publish-samples", task_run_name="publish {settings.name}", tags=["generate"], **NETWORK)

@@ -32,11 +32,12 @@ class UnitCost(BaseModel):
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    tier: str | None = Field(None, description="memory tier that the unit was sampled in")
 
     @classmethod
-    def of(cls, unit: int, measured: Measured[Any], work: float) -> UnitCost:
+    def of(cls, unit: int, measured: Measured[Any], work: float, *, tier: str | None = None) -> UnitCost:
         """The cost of a unit that ran in a worker."""
-        return cls(unit=unit, work=work, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes)
+        return cls(unit=unit, work=work, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes, tier=tier)
 
 
 class StageCost(BaseModel):
@@ -54,6 +55,7 @@ class StageCost(BaseModel):
     unit_seconds: float = Field(0.0, description="sum over the units of this run, side by side or not")
     cpu_seconds: float = 0.0
     peak_bytes: int = Field(0, description="largest resident memory of one worker during a unit")
+    tiers: dict[str, int] = Field({}, description="units sampled in each memory tier: a lower one than the settings' where memory ran out")
 
     def add(self, cost: UnitCost) -> None:
         """Count a unit that is done."""
@@ -62,6 +64,8 @@ class StageCost(BaseModel):
         self.unit_seconds += cost.seconds
         self.cpu_seconds += cost.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
+        if cost.tier is not None:
+            self.tiers[cost.tier] = self.tiers.get(cost.tier, 0) + 1
 
 
 class RunRecord(BaseModel):

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from pydantic import Field
 
 from selfcascade.bases import HUB_ID, ResolvedBase, names_artifact, resolve_base
-from selfcascade.config import BaselineSettings, CascadeSettings, GenerationSettings, Method
+from selfcascade.config import BaselineSettings, CascadeSettings, GenerationSettings, Memory, Method
 from selfcascade.curation.shards import table_name, tar_name
 from selfcascade.generation.prompts import load_prompts, prompts_version
 from selfcascade.generation.samples import shard_table, write_shard
@@ -65,6 +65,8 @@ class UnitReport:
     seconds: float
     peak_mb: float
     """Largest memory in MiB: of the CUDA device where there is one, else resident memory of the process so far."""
+    tier: Memory
+    """The leanest memory tier that a batch was sampled in: below the settings' own where memory ran out."""
 
 
 def relevant(settings: GenerationSettings) -> GenerationSettings:
@@ -134,18 +136,18 @@ def generate_unit(settings: GenerationSettings, store: Store, plan: GenerationPl
     if artifact.ref != plan.ref:
         raise ValueError(f"settings lead to {artifact.ref}, the plan to {plan.ref}")
     if artifact.has(table_name(index)):
-        return UnitReport(0, time.perf_counter() - started, _peak_mb())
-    count = 0
+        return UnitReport(0, time.perf_counter() - started, _peak_mb(), settings.memory)
+    count, tier = 0, settings.memory
     with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
         path = Path(folder, tar_name(index))
         if artifact.has(tar_name(index)):
             artifact.download(tar_name(index), path)
         else:
-            count = _sample(settings, store, plan, index, device, path)
+            count, tier = _sample(settings, store, plan, index, device, path)
             if artifact.put(tar_name(index), path).sha256 != entry_of(tar_name(index), path).sha256:
                 artifact.download(tar_name(index), path)  # another run was first: its bytes are the artifact's
         artifact.put(table_name(index), shard_table(path))
-    return UnitReport(count, time.perf_counter() - started, _peak_mb())
+    return UnitReport(count, time.perf_counter() - started, _peak_mb(), tier)
 
 
 def publish_generation(settings: GenerationSettings, store: Store, plan: GenerationPlan) -> ArtifactRef:
@@ -204,7 +206,7 @@ def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsam
         load_upsampler(upsampler, store).check_fits(spec, known_as)
 
 
-def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> int:
+def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> tuple[int, Memory]:
     import torch
 
     from selfcascade.generation.models import load_pipeline, load_x4
@@ -217,8 +219,9 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
     if settings.method == "x4-upscaler":
         load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=settings.compute.dtype, device=str(pipeline.device))
     digest = relevant(settings).digest()
-    made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"])
-    return write_shard(path, made, method=settings.method, settings=digest)
+    tiers: list[Memory] = [settings.memory]
+    made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"], on_tier=tiers.append)
+    return write_shard(path, made, method=settings.method, settings=digest), tiers[-1]
 
 
 def _peak_mb() -> float:

@@ -15,8 +15,9 @@ from torch import Tensor
 from selfcascade.baselines import direct
 from selfcascade.baselines.registry import BASELINES
 from selfcascade.cascade.decoding import decode
+from selfcascade.cascade.memory import TIERS
 from selfcascade.cascade.pipeline import SelfCascadePipeline
-from selfcascade.config import CascadeSettings, GenerationSettings, Method
+from selfcascade.config import GenerationSettings, Method
 from selfcascade.generation.models import load_x4
 from selfcascade.generation.seeds import SampleSpec, sample_generator
 
@@ -29,15 +30,15 @@ BUILDS_ON_BASE: frozenset[Method] = frozenset({"base", "lanczos", "x4-upscaler",
 """Methods whose first stage is the base's own picture: one pass of the base serves them all."""
 
 
-def base_latents(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings) -> Tensor:
+def base_latents(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings) -> Tensor:
     """Clean latents of the base stage, (B, C, h, w), fp32, scaled: what base, lanczos and both cascades start from."""
-    sizes = pipeline.sizes(cascade.height, cascade.width)
-    return _call(pipeline, specs, cascade, sizes=sizes[:1])
+    sizes = pipeline.sizes(settings.cascade.height, settings.cascade.width)
+    return _call(pipeline, specs, settings, sizes=sizes[:1])
 
 
 def sample_base(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The base's own picture at its native size."""
-    return _decoded(pipeline, _given(bases))
+    return _decoded(pipeline, _given(bases), settings)
 
 
 def sample_lanczos(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
@@ -50,15 +51,15 @@ def sample_lanczos(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], s
 def sample_direct(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The target size from noise in a single stage."""
     cascade = settings.cascade
-    latents = direct.sample(pipeline, height=cascade.height, width=cascade.width, output_type="latent", return_dict=False, **_arguments(specs, cascade))[0]
-    return _decoded(pipeline, latents)
+    call = _arguments(specs, settings) | _tier(settings) | {"output_type": "latent", "return_dict": False}
+    return _decoded(pipeline, direct.sample(pipeline, height=cascade.height, width=cascade.width, **call)[0], settings)
 
 
 def sample_baseline(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The target size from noise in a single stage, by the baseline of that name; eta is the baselines' own."""
     cascade, baseline = settings.cascade, BASELINES[settings.method]
-    arguments = _arguments(specs, cascade) | {"eta": settings.baselines.eta, "output_type": "latent", "return_dict": False}
-    return _decoded(pipeline, baseline.sample(pipeline, height=cascade.height, width=cascade.width, settings=settings.baselines, **arguments)[0])
+    arguments = _arguments(specs, settings) | {"eta": settings.baselines.eta, "output_type": "latent", "return_dict": False}
+    return _decoded(pipeline, baseline.sample(pipeline, height=cascade.height, width=cascade.width, settings=settings.baselines, **arguments)[0], settings)
 
 
 def sample_x4(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
@@ -66,7 +67,7 @@ def sample_x4(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settin
     cascade = settings.cascade
     upscaler = load_x4(settings.baselines.x4.model, dtype=settings.compute.dtype, device=str(pipeline.device))
     given = {"settings": settings.baselines, "upscaler": upscaler, "base": _given(bases), "output_type": "pt", "return_dict": False}
-    pictures = BASELINES["x4-upscaler"].sample(pipeline, height=cascade.height, width=cascade.width, **given, **_arguments(specs, cascade))[0]
+    pictures = BASELINES["x4-upscaler"].sample(pipeline, height=cascade.height, width=cascade.width, **given, **_arguments(specs, settings))[0]
     return _bytes(pictures)
 
 
@@ -75,9 +76,9 @@ def sample_cascade(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], s
     cascade, pivot = settings.cascade, _given(bases)
     sizes = pipeline.sizes(cascade.height, cascade.width)
     if len(sizes) == 1:  # the target is the base's own size
-        return _decoded(pipeline, pivot)
+        return _decoded(pipeline, pivot, settings)
     later = {name: getattr(cascade, name) for name in ("start", "upscale", "t_min", "strength", "later_steps", "guidance_interval", "pivot_every")}
-    return _decoded(pipeline, _call(pipeline, specs, cascade, sizes=sizes, pivot=pivot, **later))
+    return _decoded(pipeline, _call(pipeline, specs, settings, sizes=sizes, pivot=pivot, **later), settings)
 
 
 METHODS: Mapping[Method, Sampler] = MappingProxyType(
@@ -95,12 +96,12 @@ METHODS: Mapping[Method, Sampler] = MappingProxyType(
 )
 
 
-def _call(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], cascade: CascadeSettings, **call: Any) -> Tensor:
-    latents: Tensor = pipeline(**_arguments(specs, cascade), **call, output_type="latent", return_dict=False)[0]
+def _call(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, **call: Any) -> Tensor:
+    latents: Tensor = pipeline(**_arguments(specs, settings), **_tier(settings), **call, output_type="latent", return_dict=False)[0]
     return latents
 
 
-def _arguments(specs: Sequence[SampleSpec], cascade: CascadeSettings) -> dict[str, Any]:
+def _arguments(specs: Sequence[SampleSpec], settings: GenerationSettings) -> dict[str, Any]:
     """What every call is told. A sample's generator is fresh, and gives a stage the same noise whether or not the stages below it are sampled again."""
     negatives = [spec.negative_prompt for spec in specs]
     return {
@@ -108,15 +109,21 @@ def _arguments(specs: Sequence[SampleSpec], cascade: CascadeSettings) -> dict[st
         # For SDXL no negative prompt is not the empty one; a batch is all of one kind (sampling.batches_of).
         "negative_prompt": negatives if any(negatives) else None,
         "generator": [sample_generator(spec.seed) for spec in specs],
-        "num_inference_steps": cascade.steps,
-        "guidance_scale": cascade.guidance_scale,
-        "eta": cascade.eta,
+        "num_inference_steps": settings.cascade.steps,
+        "guidance_scale": settings.cascade.guidance_scale,
+        "eta": settings.cascade.eta,
     }
 
 
-def _decoded(pipeline: SelfCascadePipeline, latents: Tensor) -> Pictures:
+def _tier(settings: GenerationSettings) -> dict[str, Any]:
+    """What a call is told of memory. Baselines that need both branches of guidance in one pass are not."""
+    return {"joint_branches": TIERS[settings.memory].joint_branches}
+
+
+def _decoded(pipeline: SelfCascadePipeline, latents: Tensor, settings: GenerationSettings) -> Pictures:
     """Pictures of latents: 8 bits a channel, rounded to nearest."""
-    return _bytes((decode(pipeline.vae, latents.to(pipeline.vae.device)) / 2 + 0.5).clamp(0, 1))
+    pictures = decode(pipeline.vae, latents.to(pipeline._execution_device), tile_above=TIERS[settings.memory].tile_above)
+    return _bytes((pictures / 2 + 0.5).clamp(0, 1))
 
 
 def _bytes(pictures: Tensor) -> Pictures:

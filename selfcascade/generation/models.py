@@ -16,9 +16,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionUpscalePipeli
 from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
 from selfcascade.bases import ResolvedBase, names_artifact, refuse_videos, resolve_base
 from selfcascade.cascade.families import BaseSpec, spec_of
+from selfcascade.cascade.memory import TIERS
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
-from selfcascade.config import Dtype
+from selfcascade.config import Dtype, Memory
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Store
 
@@ -91,6 +92,16 @@ def load_x4(model: str, *, version: str | None = None, dtype: Dtype = "float32",
     if version is not None and found.version != version:
         raise SettingsError(f"x4 upscaler {model!r} is now at version {found.version[:12]} but was planned as {version[:12]}; run again")
     return upscaler
+
+
+def release(pipeline: SelfCascadePipeline, memory: Memory) -> None:
+    """Make room for a tier: give cached blocks back to the device, and for tier "offload" leave on it only the network whose turn it is."""
+    device = pipeline._execution_device
+    if TIERS[memory].offload and device.type != "cpu" and not getattr(pipeline, "_all_hooks", []):
+        pipeline.to("cpu")
+        pipeline.enable_model_cpu_offload(device=device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def outline(base: ResolvedBase) -> tuple[BaseSpec, str]:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from selfcascade.cascade.memory import next_tier
 from selfcascade.cascade.pipeline import SelfCascadePipeline
-from selfcascade.config import GenerationSettings
+from selfcascade.config import GenerationSettings, Memory
 from selfcascade.generation.latents import cached_latents, latents_key
-from selfcascade.generation.methods import BUILDS_ON_BASE, METHODS, base_latents
-from selfcascade.generation.models import OutOfMemory, is_memory
+from selfcascade.generation.methods import BUILDS_ON_BASE, METHODS, Pictures, base_latents
+from selfcascade.generation.models import OutOfMemory, is_memory, release
 from selfcascade.generation.samples import Sample
 from selfcascade.generation.seeds import SampleSpec
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
 
 def samples(
-    pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, *, store: Store | None = None, base: str | None = None
+    pipeline: SelfCascadePipeline,
+    specs: Sequence[SampleSpec],
+    settings: GenerationSettings,
+    *,
+    store: Store | None = None,
+    base: str | None = None,
+    on_tier: Callable[[Memory], None] = lambda memory: None,
 ) -> Iterator[Sample]:
     """Sample ``specs`` by ``settings.method``, batch after batch, in their order; nothing runs before the first one is asked for.
 
@@ -34,9 +47,10 @@ def samples(
         settings: method, cascade and batch.
         store: where the base latents of the chunk are cached; without one they are computed and forgotten.
         base: ``name@version`` of the base, with a store: latents of another version are other latents.
+        on_tier: told the memory tier that a batch was sampled in.
 
     Raises:
-        OutOfMemory: a batch does not fit; names the settings to lower.
+        OutOfMemory: a batch does not fit, nor the memory tier below; names the settings to lower.
         SettingsError: method "tuned" without an upsampler, or a size that the base cannot make.
     """
     if settings.method == "tuned" and pipeline.upsampler is None:
@@ -45,21 +59,60 @@ def samples(
         raise SettingsError("method 'tuning-free' is given a pipeline with an upsampler; load it without, or use method 'tuned'")
     if store is not None and base is None:
         raise ValueError("with a store, samples() needs the version of the base: it is in the key of the cached latents")
-    return _samples(pipeline, specs, settings, store, base or "")
+    return _samples(pipeline, specs, settings, store, base or "", on_tier)
 
 
-def _samples(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, store: Store | None, base: str) -> Iterator[Sample]:
+def _samples(
+    pipeline: SelfCascadePipeline,
+    specs: Sequence[SampleSpec],
+    settings: GenerationSettings,
+    store: Store | None,
+    base: str,
+    on_tier: Callable[[Memory], None],
+) -> Iterator[Sample]:
+    release(pipeline, settings.memory)
     sampler, builds_on_base = METHODS[settings.method], settings.method in BUILDS_ON_BASE
     batches = list(batches_of(specs, settings.batch))
     cached = _cached_bases(pipeline, specs, batches, settings, store, base) if builds_on_base and store is not None else None
     done = 0
     for batch in batches:
-        with _inference(settings):
-            bases = cached[done : done + len(batch)] if cached is not None else base_latents(pipeline, batch, settings.cascade) if builds_on_base else None
-            pictures = sampler(pipeline, batch, settings, bases)
+        bases = cached[done : done + len(batch)] if cached is not None else None
+
+        def sample(settings: GenerationSettings, batch: Sequence[SampleSpec] = batch, bases: Tensor | None = bases) -> Pictures:
+            if bases is None and builds_on_base:
+                bases = base_latents(pipeline, batch, settings)
+            return sampler(pipeline, batch, settings, bases)
+
+        settings, pictures = fitting(pipeline, settings, sample)
+        on_tier(settings.memory)
         for spec, picture in zip(batch, pictures, strict=True):
             yield Sample(spec=spec, image=picture)
         done += len(batch)
+
+
+def fitting(pipeline: SelfCascadePipeline, settings: GenerationSettings, run: Callable[[GenerationSettings], Result]) -> tuple[GenerationSettings, Result]:
+    """What ``run`` makes of the settings, or of the memory tier below theirs where it runs out of memory: one tier down, once.
+
+    The batch is not made smaller by itself; a tier changes the sums of a picture in the last bits, and its tiles from 512 px on. A warning says so.
+
+    Returns:
+        The settings that fitted, for what comes next, and the result.
+
+    Raises:
+        OutOfMemory: neither fits; names the settings to lower.
+    """
+    try:
+        with _inference(settings):
+            return settings, run(settings)
+    except OutOfMemory as error:
+        lower = next_tier(settings.memory, accelerated=pipeline._execution_device.type != "cpu")
+        if lower is None:
+            raise
+        log.warning("%s; going on with generation.memory=%s", str(error).partition(";")[0], lower)
+    release(pipeline, lower)
+    leaner = settings.model_copy(update={"memory": lower})
+    with _inference(leaner):
+        return leaner, run(leaner)
 
 
 def batches_of(specs: Sequence[SampleSpec], size: int) -> Iterator[Sequence[SampleSpec]]:
@@ -73,16 +126,15 @@ def _cached_bases(
     pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], batches: Sequence[Sequence[SampleSpec]], settings: GenerationSettings, store: Store, base: str
 ) -> Tensor:
     def compute() -> Tensor:
-        with _inference(settings):
-            return torch.cat([base_latents(pipeline, batch, settings.cascade).cpu() for batch in batches])
+        return fitting(pipeline, settings, lambda fit: torch.cat([base_latents(pipeline, batch, fit).cpu() for batch in batches]))[1]
 
-    key = latents_key(specs, settings, base=base, dtype=pipeline.unet.dtype, device=pipeline.unet.device)
+    key = latents_key(specs, settings, base=base, dtype=pipeline.unet.dtype, device=pipeline._execution_device)
     return cached_latents(store, key, compute)
 
 
 @contextmanager
 def _inference(settings: GenerationSettings) -> Iterator[None]:
-    """No autograd, and one line where memory runs out. The batch is not made smaller by itself: sums in another order are other bytes for the same address."""
+    """No autograd, and one line where memory runs out."""
     try:
         with torch.inference_mode():
             yield
@@ -92,5 +144,6 @@ def _inference(settings: GenerationSettings) -> Iterator[None]:
         cascade = settings.cascade
         raise OutOfMemory(
             f"out of memory while sampling {settings.batch} pictures of {cascade.height}x{cascade.width} at once by method {settings.method!r}; lower"
-            f" generation.batch (now {settings.batch}), generation.cascade.height and width, or set generation.compute.dtype to bfloat16"
+            f" generation.batch (now {settings.batch}), generation.cascade.height and width, or set generation.memory to lean or generation.compute.dtype to"
+            " bfloat16"
         ) from error

@@ -6,6 +6,7 @@ import torch
 from models import NATIVE, saved_base
 
 from selfcascade.bases import resolve_base
+from selfcascade.cascade.memory import next_tier
 from selfcascade.config import CascadeSettings
 from selfcascade.generation import methods, models, sampling
 from selfcascade.generation.latents import latents_key
@@ -202,6 +203,42 @@ def test_out_of_memory_is_one_line_that_names_what_to_lower(generation, tiny_ups
     with pytest.raises(OutOfMemory, match=r"out of memory while sampling 2 pictures of 128x128 .* lower generation\.batch \(now 2\)") as caught:
         next(samples(pipeline_of(generation, tiny_upsampler), specs, generation))
     assert isinstance(caught.value, SettingsError)
+
+
+def test_out_of_memory_goes_one_tier_down_once_and_says_so(generation, tiny_upsampler, specs, monkeypatch, caplog):
+    """The first pass of both branches fails: the batch and what follows run branch after branch, the picture is the same to float tolerance, and it is told."""
+    expected = pictures(generation.model_copy(update={"method": "tuned"}), tiny_upsampler, specs[:4])
+    pipeline = pipeline_of(generation.model_copy(update={"method": "tuned"}), tiny_upsampler)
+    tuned = generation.model_copy(update={"method": "tuned", "batch": 2})
+    forward, failed, batches = pipeline.unet.forward, [], []
+
+    def narrow(sample, *arguments, **options):
+        batches.append(len(sample))
+        if len(sample) > 2:
+            failed.append(len(sample))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(sample, *arguments, **options)
+
+    monkeypatch.setattr(pipeline.unet, "forward", narrow)
+    tiers = []
+    with caplog.at_level("WARNING"):
+        made = {sample.key: sample.image for sample in samples(pipeline, specs[:4], tuned, on_tier=tiers.append)}
+    assert failed == [4]
+    assert tiers == ["lean", "lean"]
+    assert "out of memory while sampling 2 pictures" in caplog.text
+    assert "going on with generation.memory=lean" in caplog.text
+    assert all(close(made[key], expected[key]) for key in expected)
+
+
+def test_tiers_give_the_same_picture(generation, tiny_upsampler, specs):
+    tuned = generation.model_copy(update={"method": "tuned"})
+    fast, lean = (pictures(tuned.model_copy(update={"memory": memory}), tiny_upsampler, specs[:2]) for memory in ("fast", "lean"))
+    assert all(close(fast[key], lean[key]) for key in fast)
+
+
+def test_tiers_in_order():
+    assert [next_tier(memory, accelerated=True) for memory in ("fast", "lean", "offload")] == ["lean", "offload", None]
+    assert [next_tier(memory, accelerated=False) for memory in ("fast", "lean", "offload")] == ["lean", None, None]
 
 
 def test_networks_that_do_not_fit_are_one_line(generation, monkeypatch, tmp_path):
