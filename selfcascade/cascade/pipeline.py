@@ -7,16 +7,17 @@ from os import PathLike
 from typing import Any, Literal, Self
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.video_processor import VideoProcessor
 from torch import Generator, Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
-from selfcascade.bases import resolve_base
+from selfcascade.bases import NEEDED, resolve_base
 from selfcascade.cascade.conditioning import encode
 from selfcascade.cascade.decoding import TILE_ABOVE, decode
 from selfcascade.cascade.encoding import as_pillow, encode_pictures, fitted
@@ -30,16 +31,18 @@ from selfcascade.cascade.schedule import Size, stage_sizes
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.cascade.upsampler_set import Upsamplers, UpsamplerSet, gather
 from selfcascade.cascade.upscaling import upscale_of
+from selfcascade.cascade.video import VideoOutput
 from selfcascade.config import Upscale
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
 
 class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin):
-    """Pictures of any size from a base of one size (arXiv 2402.10491).
+    """Pictures of any size from a base of one size (arXiv 2402.10491); of a text-to-video base, videos, which grow in space and keep their frames.
 
     Stage 0 is ordinary sampling at the base's own area. Every later stage enlarges the clean latent of the one below (the pivot), noises it to step K and
-    denoises it with the same UNet; with an ``upsampler`` the pivot's features guide that. The text encoders' stock names serve SD and SDXL alike.
+    denoises it with the same UNet; with an ``upsampler`` the pivot's features guide that. The text encoders' stock names serve SD, SDXL and
+    text-to-video alike.
 
     Args:
         vae: autoencoder of the base.
@@ -69,7 +72,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerBase,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | UNet3DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         tokenizer_2: PreTrainedTokenizerBase | None = None,
@@ -91,7 +94,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             latent_upscaler=latent_upscaler,
         )
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, base=base)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.spec.pixels)
+        self.image_processor = VideoProcessor(vae_scale_factor=self.spec.pixels)  # diffusers' processor of pictures, which knows frames too
         if upsampler is not None:
             upsampler.check_fits(self.spec, base)
         if latent_upscaler is not None:
@@ -146,7 +149,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         """The very networks of a loaded pipeline in a cascade: LoRA, precision, offload and scheduler stay as the user set them.
 
         Args:
-            pipeline: a Stable Diffusion or SDXL pipeline, or another cascade.
+            pipeline: a Stable Diffusion, SDXL or text-to-video pipeline, or another cascade.
             upsampler: the module as it is; or folder, hub id or artifact of one, which then goes to the UNet's device and precision; or a list or mapping of
                 these by stage, see :func:`~.upsampler_set.gather`.
             latent_upscaler: the module, or folder, hub id or artifact of one, which then goes to the UNet's device.
@@ -157,9 +160,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             SettingsError: the pipeline has no UNet of a known family, or the upsampler was made for another base.
         """
         if not isinstance(getattr(pipeline, "unet", None), torch.nn.Module):
-            raise SettingsError(
-                f"a {type(pipeline).__name__} has no UNet; the cascade needs a UNet2DConditionModel base: SD 1.5, SD 2.1, SDXL, or a small base"
-            )
+            raise SettingsError(f"a {type(pipeline).__name__} has no UNet; the cascade needs {NEEDED}")
         if not isinstance(upsampler, torch.nn.Module | None):
             upsampler = gather(upsampler, store, dtype=pipeline.unet.dtype)
             upsampler = upsampler and upsampler.to(pipeline._execution_device)
@@ -174,7 +175,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
     @property
     def spec(self) -> BaseSpec:
         """What the cascade knows of the base."""
-        return spec_of(self.unet, self.vae)
+        return spec_of(self.unet, self.vae, self.scheduler)
 
     @property
     def num_timesteps(self) -> int:
@@ -194,6 +195,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         width: int | None = None,
         *,
         sizes: Sequence[Size] | None = None,
+        num_frames: int | None = None,
         num_inference_steps: int = 50,
         start: float = 0.7,
         later_steps: int | None = None,
@@ -220,14 +222,15 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple[Any]:
-        """Sample pictures.
+    ) -> ImagePipelineOutput | VideoOutput | tuple[Any]:
+        """Sample pictures, or videos where the base makes these.
 
         Args:
             prompt: one, or a list; or ``prompt_embeds``.
             height: of the result in pixels; the base's own where unset.
             width: of the result in pixels; the base's own where unset.
             sizes: height and width in pixels of every stage, in place of those that :meth:`sizes` derives: ``pipe.sizes(h, w)[:1]`` samples the base alone.
+            num_frames: of a video, 16 where unset; a base that makes pictures takes none.
             num_inference_steps: denoising steps of a full pass.
             start: K / T, in (0, 1]: where the later stages enter the diffusion.
             later_steps: denoising steps of a full pass in the stages above the base, of which they take those from K on; unset: as many as the base.
@@ -244,8 +247,8 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             pivot_every: steps that one pass of the pivot serves; at 1 its features are those of the current timestep. An upsampler made for pivot time 0
                 needs a single pass anyway.
             generator: one a sample, so that a sample does not depend on its batch; one for all draws for the samples in turn. See :func:`~.noise.draw_noise`.
-            latents: standard normal of stage 0 in place of the drawn, (B, C, h, w).
-            pivot: clean scaled latent, (B, C, h, w), of the stage whose size it has; sampling goes on with the next stage.
+            latents: standard normal of stage 0 in place of the drawn, (B, C, h, w), for video (B, C, F, h, w).
+            pivot: clean scaled latent, (B, C, h, w), for video (B, C, F, h, w), of the stage whose size it has; sampling goes on with the next stage.
             image: one for all samples or one each, to start from in place of the base: Pillow, numpy or torch as diffusers takes them. It becomes the pivot of
                 the biggest stage below the target that it fills, or of the base stage where it is smaller than that: scaled to cover it by Lanczos, then
                 cropped at the centre.
@@ -253,9 +256,9 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             negative_prompt_embeds: (P, L, D).
             pooled_prompt_embeds: SDXL, (P, W).
             negative_pooled_prompt_embeds: SDXL, (P, W).
-            output_type: "latent" returns the clean scaled latent of the last stage, (B, C, h, w), fp32.
+            output_type: "latent" returns the clean scaled latent of the last stage, (B, C, h, w), for video (B, C, F, h, w), fp32.
             tile_above: pixels of a picture above which it is decoded, or encoded, in tiles.
-            return_dict: an ``ImagePipelineOutput``, or a tuple.
+            return_dict: an ``ImagePipelineOutput`` with ``images``, for video a ``VideoOutput`` with ``frames``, or a tuple.
             callback_on_step_end: called as ``callback(pipe, i, t, tensors)`` after every step, i counting on through the stages; may return changed tensors.
             callback_on_step_end_tensor_inputs: names of those tensors, of "latents" and "prompt_embeds".
 
@@ -270,15 +273,15 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         negative_prompt = [negative_prompt] * prompts if isinstance(negative_prompt, str) else negative_prompt
         batch = prompts * num_images_per_prompt
         generators = generator if isinstance(generator, list) else [generator] * batch
-        latent_sizes = tuple((height // spec.pixels, width // spec.pixels) for height, width in sizes)
+        shapes = [spec.latent_shape(size, num_frames) for size in sizes]
         if self.upsampler is not None:
             self.upsampler.check_stages(len(sizes) - 1)
         check_call(spec, sizes, batch, prompt, negative_prompt, generators, output_type, {"pivot": pivot, "image": image})
         if image is not None:
             pivot = self._pivot_of(image, sizes, batch=batch, tile_above=tile_above)
-        first = 0 if pivot is None else stage_above(pivot, latent_sizes)
-        check_shape("latents", latents, (batch, spec.latent_channels, *latent_sizes[0]))
-        check_shape("pivot", pivot, (batch, spec.latent_channels, *latent_sizes[first - 1]))
+        first = 0 if pivot is None else stage_above(pivot, [(shape[-2], shape[-1]) for shape in shapes])
+        check_shape("latents", latents, (batch, *shapes[0]))
+        check_shape("pivot", pivot, (batch, *shapes[first - 1]))
         base_steps, later_steps = count_steps(self.scheduler, recipe)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -296,7 +299,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             pooled_prompt_embeds=pooled_prompt_embeds,
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
         )
-        noise = draw_noise(generators, spec.latent_channels, latent_sizes, device)
+        noise = draw_noise(generators, spec.latent_channels, [shape[1:] for shape in shapes], device)
         if latents is not None:
             noise[0] = replace(noise[0], entry=latents.to(device, torch.float32))
         if pivot is not None:
@@ -328,9 +331,13 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
                     on_step=on_step,
                 )
 
-        images = z if output_type == "latent" else self.image_processor.postprocess(decode(self.vae, z, tile_above=tile_above), output_type=output_type)
+        if output_type != "latent":
+            processed = self.image_processor.postprocess if spec.family.frames is None else self.image_processor.postprocess_video
+            z = processed(decode(self.vae, z, tile_above=tile_above), output_type=output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        if not return_dict:
+            return (z,)
+        return ImagePipelineOutput(images=z) if spec.family.frames is None else VideoOutput(frames=z)
 
     def _pivot_of(self, image: PipelineImageInput, sizes: Sequence[Size], *, batch: int, tile_above: int) -> Tensor:
         """Latents of a user's pictures at the biggest stage below the target that they fill, (B, C, h, w)."""

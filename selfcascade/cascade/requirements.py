@@ -48,6 +48,8 @@ def check_call(
     starts = [name for name in ("pivot", "image") if given[name] is not None]
     if len(starts) > 1:
         raise SettingsError("give a pivot or an image to start from, not both")
+    if spec.family.frames is not None and given["image"] is not None:
+        raise SettingsError("image starts a picture, but this base makes videos; give the clean latents of a video as pivot")
     if batch < 1:
         raise SettingsError("num_images_per_prompt must be at least 1")
     if prompt is not None and negative_prompt is not None and len(negative_prompt) != len(prompt):
