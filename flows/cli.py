@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from selfcascade_flows.artifact_commands import add_artifact_commands
+from selfcascade_flows.params import params
 from selfcascade_flows.store_commands import store_app
 
 Config = Annotated[str, typer.Option("--config", "-c", metavar="NAME-OR-PATH", help="A shipped run, or a settings file of your own.")]
@@ -81,17 +82,7 @@ def serve(
     serve_flows(load(config, set_), port=port)
 
 
-@app.command()
-def params(config: Config = "demo", set_: Set = None, debug: Debug = False) -> None:
-    """Count the parameters of the base and of the upsamplers that fit it."""
-    from selfcascade.storage import Store
-    from selfcascade_flows.configuration import load
-    from selfcascade_flows.parameters import parameter_counts
-
-    run = load(config, set_)
-    with Store.open(run.store, read_only=True) as store:
-        for name, count in parameter_counts(run.adaptation, store).items():
-            typer.echo(f"{name:24} {count:>15,}")
+app.command()(params)
 
 
 @app.command()

