@@ -8,6 +8,7 @@ from math import log, sqrt
 from typing import Any
 
 from diffusers import ImagePipelineOutput, UNet2DConditionModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor
 
 from selfcascade.baselines import direct
@@ -97,7 +98,9 @@ def refusal(spec: BaseSpec, height: int, width: int, settings: BaselineSettings)
 
 
 def _self_attentions(unet: Any) -> list[Any]:
-    return [module for name, module in unet.named_modules() if name.rpartition(".")[2] == "attn1"]
+    """All of one picture's tokens; those of a video's frames, over time, are as many as in training."""
+    temporal = tuple(f"{name}." for name, module in unet.named_modules() if isinstance(module, TransformerTemporalModel))
+    return [module for name, module in unet.named_modules() if name.rpartition(".")[2] == "attn1" and not name.startswith(temporal)]
 
 
 def _hook_all(unet: Any) -> list[Any]:

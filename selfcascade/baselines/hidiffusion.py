@@ -50,9 +50,6 @@ def hidiffused(pipeline: DiffusionPipeline) -> Iterator[None]:
     upsamplers = unet.num_upsamplers
     try:
         package.apply_hidiffusion(_face(pipeline, KNOWN_AS[family]))
-        for module, (kind, _) in before.items():
-            if type(module) is not kind:  # a class made for this block; the cascade knows blocks by the names of their classes
-                type(module).__name__ = kind.__name__
         yield
     finally:
         package.remove_hidiffusion(unet)

@@ -106,6 +106,22 @@ def test_every_level_has_the_factor_of_its_own_tokens(kind):
 
 
 @torch.no_grad()
+def test_a_videos_frames_are_scaled_over_space_alone():
+    """Two videos of three frames: as queries multiplied by hand in the spatial layers; attention over time is left."""
+    unet = models.unet("video").double()
+    call = call_of() | {"sample": normal(2, 4, 3, 16, 16)}
+    with scaled_attention(unet, 2.0):
+        found = unet(**call).sample
+    by_hand = copy.deepcopy(unet)
+    tokens = {"down_blocks.0": 256, "down_blocks.1": 64, "down_blocks.2": 16, "mid_block": 4, "up_blocks.1": 16, "up_blocks.2": 64, "up_blocks.3": 256}
+    for block, count in tokens.items():
+        for attention in by_hand.get_submodule(block).attentions:
+            attention.transformer_blocks[0].attn1.to_q.weight *= sqrt(log(count) / log(count / 2))
+    torch.testing.assert_close(found, by_hand(**call).sample, atol=1e-10, rtol=1e-10)
+    assert not torch.allclose(found, unet(**call).sample, atol=1e-6)
+
+
+@torch.no_grad()
 def test_afterwards_the_unet_is_untouched():
     unet, call = models.unet("small").double(), call_of()
     before, weights, expected = hooks(unet), copy.deepcopy(unet.state_dict()), unet(**call).sample

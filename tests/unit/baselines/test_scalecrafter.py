@@ -124,6 +124,20 @@ def test_noise_damped_guidance_is_three_passes_by_hand(kind, dispersing):
 
 
 @torch.no_grad()
+def test_a_videos_frames_are_dilated_over_space_alone():
+    """No table is published, so by one of the caller's own; damping takes the halves of the batch of videos, not of frames."""
+    unet, table = models.unet("video").double(), {"mid_block": 2, "down_blocks.1": 3}
+    call = call_of() | {"sample": normal(2, 4, 3, 16, 16)}
+    halves = [{key: value[rows] if value.ndim else value for key, value in call.items()} for rows in (slice(0, 1), slice(1, 2))]
+    dilated = by_hand(unet, table)
+    with redilated(unet, DilationRecipe(table, tau_damped=20), GRID):
+        unconditional, conditional = unet(**call).sample.chunk(2)
+    base, difference = unet(**halves[0]).sample, dilated(**halves[1]).sample - dilated(**halves[0]).sample
+    torch.testing.assert_close(unconditional, base, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(conditional, base + difference, atol=1e-10, rtol=1e-10)
+
+
+@torch.no_grad()
 def test_timesteps_a_sample_are_one_step_or_refused():
     unet = models.unet("small").double()
     call = call_of() | {"timestep": torch.tensor([981, 981])}
