@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import models
@@ -67,3 +67,19 @@ def world(weed: Path, curation: CurationSettings) -> Iterator[Store]:
 def settings(tiny_base: Path) -> AdaptationSettings:
     """Six steps of variant A."""
     return tiny_settings(tiny_base)
+
+
+@pytest.fixture
+def fresh(weed: Path, curation: CurationSettings, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Makes stores that hold the dataset and nothing else."""
+    stores: list[Store] = []
+
+    def make() -> Store:
+        store = Store.open(StoreSettings(folder=weed, bucket="tests", prefix=f"f-{tmp_path.name}-{len(stores)}".replace("_", "-")))
+        stores.append(store)
+        curate(curation.model_copy(update={"filters": curation.filters.model_copy(update={"min_side": 32})}), store)
+        return store
+
+    yield make
+    for store in stores:
+        store.close()

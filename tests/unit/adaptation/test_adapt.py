@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import models
@@ -21,7 +21,7 @@ from selfcascade.adaptation.adapt import TrainingStep, adapt, encode_unit, plan_
 from selfcascade.adaptation.checkpoint import newest_step
 from selfcascade.adaptation.trainer import Diverged, Trainer
 from selfcascade.cascade.upsampler import load_upsampler
-from selfcascade.config import AdaptationSettings, ComputeSettings, CurationSettings, FolderSource, StoreSettings, UpsamplerSettings
+from selfcascade.config import AdaptationSettings, ComputeSettings, CurationSettings, FolderSource, UpsamplerSettings
 from selfcascade.curation.curate import curate
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, Store, resolve
@@ -237,22 +237,6 @@ def test_exhausted_memory_is_one_line(world: Store, settings: AdaptationSettings
     monkeypatch.setattr(Trainer, "advance", lambda self: torch.empty(2**60))
     with pytest.raises(SettingsError, match=r"out of memory with adaptation\.size=128 and adaptation\.batch=4; lower the batch"):
         train_upsampler(settings.model_copy(update={"seed": 77}), world, plan_adaptation(settings.model_copy(update={"seed": 77}), world))
-
-
-@pytest.fixture
-def fresh(weed: Path, curation: CurationSettings, tmp_path: Path) -> Iterator[Callable[[], Store]]:
-    """Makes stores that hold the dataset and nothing else."""
-    stores: list[Store] = []
-
-    def make() -> Store:
-        store = Store.open(StoreSettings(folder=weed, bucket="tests", prefix=f"f-{tmp_path.name}-{len(stores)}".replace("_", "-")))
-        stores.append(store)
-        curate(curation.model_copy(update={"filters": curation.filters.model_copy(update={"min_side": 32})}), store)
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sdxl"])
