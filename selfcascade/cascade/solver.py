@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import (
@@ -38,8 +40,8 @@ SOLVERS: Mapping[str, type[SchedulerMixin]] = MappingProxyType(
 def check_scheduler(scheduler: SchedulerMixin) -> None:
     """Refuse a scheduler that cannot start in the middle of its grid, or that nothing is known of.
 
-    PNDM, the one that Stable Diffusion's own repositories name, takes its first step twice wherever it begins, on a grid that repeats a timestep only at its
-    very start; begun in the middle it ends one step short of the clean latent.
+    PNDM, which Stable Diffusion's own repositories name, takes its first step twice, on a grid that repeats its second timestep for that. The rest of that grid
+    repeats none: begun there, every step is taken at the wrong timestep, and noise is left at the end.
 
     Raises:
         SettingsError: names the scheduler and those that are accepted.
@@ -106,10 +108,16 @@ def step(scheduler: SchedulerMixin, prediction: Tensor, t: Tensor, z: Tensor, *,
         following = scheduler.timesteps[scheduler.timesteps < t]
         stride = int(t) - (int(following[0]) if len(following) else -1)
         scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, stride)
-    takes = inspect.signature(scheduler.step).parameters
     extras = {"eta": eta, "generator": None if generators is None else list(generators)}
-    stepped: Tensor = scheduler.step(prediction, t, z, **{name: value for name, value in extras.items() if name in takes}, return_dict=False)[0]
+    stepped: Tensor = scheduler.step(
+        prediction, t, z, **{name: value for name, value in extras.items() if name in _arguments(type(scheduler).step)}, return_dict=False
+    )[0]
     return stepped
+
+
+@cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _ends_at_zero_in_high_order(scheduler: SchedulerMixin) -> bool:
