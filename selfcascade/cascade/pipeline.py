@@ -28,6 +28,7 @@ from selfcascade.cascade.noise import draw_noise
 from selfcascade.cascade.requirements import check_call, check_shape, count_prompts, stage_above
 from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
 from selfcascade.cascade.schedule import Size, stage_sizes
+from selfcascade.cascade.solver import solver_of
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.cascade.upsampler_set import Upsamplers, UpsamplerSet, gather
 from selfcascade.cascade.upscaling import upscale_of
@@ -49,7 +50,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         text_encoder: of the base.
         tokenizer: of the base.
         unet: of the base; it is not modified, hooks are on it only while a call runs.
-        scheduler: any diffusers scheduler with ``add_noise``; every stage works on a copy.
+        scheduler: one of :data:`~.solver.SOLVERS`; every stage works on a copy.
         text_encoder_2: SDXL's second encoder.
         tokenizer_2: and its tokenizer.
         upsampler: Phi of the tuned cascade, one for the stages that it was trained for, or an ``UpsamplerSet`` of one a stage, which is saved with the
@@ -111,7 +112,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         torch_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
     ) -> Self:
-        """A pipeline of a base, tuned where an upsampler is given.
+        """A pipeline of a base, tuned where an upsampler is given. A base's own scheduler that cannot start in the middle, such as PNDM, gives way to DDIM.
 
         Args:
             base: shipped base, folder, hub id, or artifact, as :func:`selfcascade.bases.resolve_base` takes it.
@@ -134,7 +135,10 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             kwargs["latent_upscaler"] = latent_upscaler
         saved_as = cls.load_config(resolved.location).get("base")
         dtypes = {"default": torch_dtype, "vae": torch.float32, "latent_upscaler": torch.float32}
-        return super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
+        pipeline = super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
+        if "scheduler" not in kwargs:
+            pipeline.scheduler = solver_of(pipeline.scheduler)
+        return pipeline
 
     @classmethod
     def from_pipe(

@@ -161,6 +161,20 @@ def test_a_scheduler_that_is_not_known_to_start_in_the_middle_is_refused_before_
     assert len(handles) == 2
 
 
+def test_a_base_that_ships_pndm_is_sampled_by_ddim(tmp_path):
+    """On its own noise schedule and grid; a scheduler that the user gives is the user's."""
+    base = models.base("small")
+    base.scheduler = PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True, set_alpha_to_one=False)
+    base.save_pretrained(tmp_path)
+    scheduler = SelfCascadePipeline.from_pretrained(tmp_path).scheduler
+    assert type(scheduler) is DDIMScheduler
+    assert not scheduler.config.clip_sample
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0] == base.scheduler.alphas_cumprod[0]
+    assert prepare(scheduler, 50).timesteps.tolist() == list(range(981, 0, -20))
+    euler = EulerDiscreteScheduler(**BETAS)
+    assert SelfCascadePipeline.from_pretrained(tmp_path, scheduler=euler).scheduler is euler
+
+
 def test_pndm_begun_in_the_middle_leaves_noise():
     """Why it is refused: true noise takes it off the ray. From the beginning of its grid it stays on it."""
     distances = []
