@@ -198,12 +198,14 @@ def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsam
 
     spec, known_as = outline(base)
     height, width = settings.cascade.height, settings.cascade.width
-    stage_sizes(height, width, native=spec.native, step=spec.step)
+    sizes = stage_sizes(height, width, native=spec.native, step=spec.step)
     reason = BASELINES[settings.method].refusal(spec, height, width, settings.baselines) if settings.method in BASELINES else None
     if reason is not None:
         raise SettingsError(f"method {settings.method!r} does not apply to base {base.name!r}: {reason}")
     if upsampler is not None:
-        load_upsampler(upsampler, store).check_fits(spec, known_as)
+        phi = load_upsampler(upsampler, store)
+        phi.check_fits(spec, known_as)
+        phi.check_stages(len(sizes) - 1)
 
 
 def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> tuple[int, Memory]:

@@ -19,6 +19,7 @@ from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.memory import TIERS
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
+from selfcascade.cascade.upsampler_set import UpsamplerSet
 from selfcascade.config import Dtype, Memory
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Store
@@ -177,10 +178,10 @@ def _load_x4(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Reso
     return found, upscaler
 
 
-def _load_upsampler(reference: str, store: Store | None, version: str | None, dtype: torch.dtype, device: torch.device) -> FeatureUpsampler:
+def _load_upsampler(reference: str, store: Store | None, version: str | None, dtype: torch.dtype, device: torch.device) -> FeatureUpsampler | UpsamplerSet:
     if version is not None and upsampler_version(reference, store) != version:
         raise SettingsError(f"upsampler {reference!r} has changed since it was planned as {version[:80]}; run again")
-    upsampler: FeatureUpsampler = load_upsampler(reference, store, dtype=dtype).to(device)
+    upsampler: FeatureUpsampler | UpsamplerSet = load_upsampler(reference, store, dtype=dtype).to(device)
     upsampler.requires_grad_(False)
     return upsampler
 
