@@ -18,6 +18,8 @@ from selfcascade.cascade.guidance import combine
 from selfcascade.cascade.injection import attached, pivot_features, unet_with_pivot
 from selfcascade.cascade.upsampler import FeatureUpsampler
 
+KINDS: tuple[models.Kind, ...] = (*models.KINDS, "video")
+FRAMES = 3
 VARIANTS = [("A", "skip"), ("A", "main"), ("C", "skip"), ("C", "main")]
 
 
@@ -26,17 +28,21 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def case(kind: models.Kind, batch: int = 2, seed: int = 0) -> dict:
-    """Everything one call takes but UNet and upsampler: a latent of 16, its pivot of 8, text, and what SDXL wants besides."""
-    extra = {}
-    if kind == "sdxl":
-        ids = torch.tensor([[128, 128, 0, 0, 128, 128]]).expand(batch, -1)
-        extra = {"added_cond_kwargs": {"text_embeds": normal(batch, models.TEXT, seed=seed + 3), "time_ids": ids}}
+    """Everything one call takes but UNet and upsampler: a latent of 16, its pivot of 8, text, and what SDXL wants besides; a video has three frames."""
     width = 2 * models.TEXT if kind == "sdxl" else models.TEXT
+    return case_of(width, models.TEXT if kind == "sdxl" else None, (FRAMES,) if kind == "video" else (), batch, seed)
+
+
+def case_of(width: int, pooled: int | None, frames: tuple[int, ...], batch: int = 2, seed: int = 0) -> dict:
+    extra = {}
+    if pooled is not None:
+        ids = torch.tensor([[128, 128, 0, 0, 128, 128]]).expand(batch, -1)
+        extra = {"added_cond_kwargs": {"text_embeds": normal(batch, pooled, seed=seed + 3), "time_ids": ids}}
     return {
-        "z": normal(batch, 4, 16, 16, seed=seed),
+        "z": normal(batch, 4, *frames, 16, 16, seed=seed),
         "t": torch.tensor(681),
         "encoder_hidden_states": normal(batch, 12, width, seed=seed + 1),
-        "pivot": normal(batch, 4, 8, 8, seed=seed + 2),
+        "pivot": normal(batch, 4, *frames, 8, 8, seed=seed + 2),
         **extra,
     }
 
@@ -46,17 +52,27 @@ def stock(unet, z, t, encoder_hidden_states, pivot=None, **extra) -> torch.Tenso
 
 
 def by_hand(unet, inject, z, t, encoder_hidden_states, add=None, added_cond_kwargs=None):
-    """The UNet's forward written out block by block: the features at the tap points, and the output with ``add[n]`` added to the n-th of them."""
+    """The UNet's forward written out block by block: the features at the tap points, and the output with ``add[n]`` added to the n-th of them.
+
+    The frames of a video are laid out by loops here: sample by sample, frame by frame, each with its sample's time and text.
+    """
     add = add or [0, 0, 0, 0]
-    emb = unet.time_embedding(unet.get_time_embed(z, t))
+    emb = unet.time_embedding(unet.time_proj(t.expand(len(z))).to(z.dtype))
     if added_cond_kwargs:
         emb = emb + unet.get_aug_embed(emb, encoder_hidden_states, added_cond_kwargs)
+    frames, kept = {}, None
+    if z.ndim == 5:
+        kept, frames = z.shape, {"num_frames": z.shape[2]}
+        z = torch.stack([z[b, :, f] for b in range(kept[0]) for f in range(kept[2])])
+        emb, encoder_hidden_states = (torch.stack([x[b] for b in range(kept[0]) for _ in range(kept[2])]) for x in (emb, encoder_hidden_states))
     h = unet.conv_in(z)
+    if kept:
+        h = unet.transformer_in(h, **frames, return_dict=False)[0]
     skips, features = [h], []
     levels = len(unet.down_blocks)
     for level, block in enumerate(unet.down_blocks):
         text = {"encoder_hidden_states": encoder_hidden_states} if hasattr(block, "attentions") else {}
-        h, block_skips = block(hidden_states=h, temb=emb, **text)
+        h, block_skips = block(hidden_states=h, temb=emb, **text, **frames)
         block_skips = list(block_skips)
         if inject == "skip":
             last = len(block.resnets) - 1
@@ -66,19 +82,36 @@ def by_hand(unet, inject, z, t, encoder_hidden_states, add=None, added_cond_kwar
             features.append(h)
             h = h + add[level]
         skips += block_skips
-    h = unet.mid_block(h, emb, encoder_hidden_states=encoder_hidden_states)
+    h = unet.mid_block(h, emb, encoder_hidden_states=encoder_hidden_states, **frames)
     if inject == "main" or levels == 3:
         features.append(h)
         h = h + add[3]
     for block in unet.up_blocks:
         count = len(block.resnets)
         text = {"encoder_hidden_states": encoder_hidden_states} if hasattr(block, "attentions") else {}
-        h = block(hidden_states=h, temb=emb, res_hidden_states_tuple=tuple(skips[-count:]), **text)
+        h = block(hidden_states=h, temb=emb, res_hidden_states_tuple=tuple(skips[-count:]), **text, **frames)
         del skips[-count:]
-    return features, unet.conv_out(unet.conv_act(unet.conv_norm_out(h))), emb
+    out = unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
+    if kept:
+        out = torch.stack([torch.stack([out[b * kept[2] + f] for f in range(kept[2])], dim=1) for b in range(kept[0])])
+    return features, out, emb
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+def injected_by_hand(unet, upsampler, inject, z, t, encoder_hidden_states, pivot, **extra) -> torch.Tensor:
+    """Equation 8 on the forward written by hand, map by map: each is joined by the upsampled feature of its own sample and frame."""
+    common = {"t": t, "encoder_hidden_states": encoder_hidden_states, **extra}
+    sources, _, _ = by_hand(unet, inject, pivot, **common)
+    targets, _, emb = by_hand(unet, inject, z, **common)
+    repeats = len(emb) // len(z)
+    times = [x for x in t.expand(len(z)) for _ in range(repeats)]
+    add = [
+        torch.cat([upsampler(n, source[m : m + 1], t=times[m][None], emb=emb[m : m + 1], size=target.shape[-2:]) for m in range(len(source))])
+        for n, (source, target) in enumerate(zip(sources, targets, strict=True))
+    ]
+    return by_hand(unet, inject, z, add=add, **common)[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_the_unet_split_by_hand_is_the_unet(kind):
     """The yardstick of the tests below reproduces the stock forward bit for bit."""
@@ -86,9 +119,10 @@ def test_the_unet_split_by_hand_is_the_unet(kind):
     expected = stock(unet, **call)
     del call["pivot"]
     assert torch.equal(by_hand(unet, "skip", **call)[1], expected)
+    assert torch.equal(by_hand(unet, "main", **call)[1], expected)
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inject", ["skip", "main"])
 @torch.no_grad()
 def test_the_pivots_features_are_those_at_the_tap_points(kind, inject):
@@ -102,10 +136,11 @@ def test_the_pivots_features_are_those_at_the_tap_points(kind, inject):
     handle.remove()
     assert not ran
     assert len(features) == 4
-    assert all(torch.equal(feature, wanted) for feature, wanted in zip(features, expected, strict=True))
+    assert all(torch.equal(feature.flatten(0, -4), wanted) for feature, wanted in zip(features, expected, strict=True))
+    assert {tuple(feature.shape[:-3]) for feature in features} == {(2, FRAMES) if kind == "video" else (2,)}
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("variant", "inject"), VARIANTS)
 @torch.no_grad()
 def test_each_feature_is_joined_by_its_upsampled_pivot_feature(kind, variant, inject):
@@ -113,17 +148,11 @@ def test_each_feature_is_joined_by_its_upsampled_pivot_feature(kind, variant, in
     unet, call = models.unet(kind), case(kind)
     upsampler = randomised(FeatureUpsampler.for_base(spec_of(unet), variant=variant, inject=inject))
     out = unet_with_pivot(unet, upsampler=upsampler, **call)
-    z, pivot = call.pop("z"), call.pop("pivot")
-    sources, _, _ = by_hand(unet, inject, pivot, **call)
-    targets, plain, emb = by_hand(unet, inject, z, **call)
-    timesteps = call["t"].expand(len(z))
-    add = [upsampler(n, source, t=timesteps, emb=emb, size=target.shape[-2:]) for n, (source, target) in enumerate(zip(sources, targets, strict=True))]
-    _, expected, _ = by_hand(unet, inject, z, add=add, **call)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(out, plain, atol=1e-3)
+    torch.testing.assert_close(out, injected_by_hand(unet, upsampler, inject, **call), atol=1e-4, rtol=1e-4)
+    assert (out - stock(unet, **call)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("variant", "inject"), VARIANTS)
 @torch.no_grad()
 def test_a_zero_upsampler_changes_no_bit(kind, variant, inject):
@@ -143,7 +172,7 @@ def hooks(unet) -> dict:
     }
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_detached_is_untouched(kind):
     """After use: every hook table, attribute, weight and output bit is what it was; while attached, a call of the user's own is too."""
@@ -221,7 +250,7 @@ def slim(call: dict) -> dict:
     return {key: value for key, value in call.items() if key != "z"}
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pivot_t", ["current", "zero"])
 @torch.no_grad()
 def test_features_computed_before_are_as_good_as_the_pivot(kind, pivot_t):
@@ -243,8 +272,7 @@ def test_strength_scales_what_is_added():
     assert torch.equal(unet_with_pivot(unet, upsampler=upsampler, strength=0.0, **call), stock(unet, **call))
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
-@pytest.mark.parametrize("inject", ["skip", "main"])
+@pytest.mark.parametrize(("kind", "inject"), [*((kind, inject) for kind in models.KINDS for inject in ("skip", "main")), ("video", "skip")])
 def test_only_the_upsampler_learns(kind, inject):
     """Check 5: gradients reach Phi alone, the UNet's weights stay, and the loss on one fixed batch falls."""
     unet, call = models.unet(kind), case(kind) | {"t": torch.tensor([500, 20])}
@@ -253,8 +281,8 @@ def test_only_the_upsampler_learns(kind, inject):
     upsampler = FeatureUpsampler.for_base(spec_of(unet), variant="C", inject=inject)
     optimizer = torch.optim.AdamW(upsampler.parameters(), lr=3e-2, weight_decay=0)
     losses = []
-    for _ in range(8):
-        loss = (unet_with_pivot(unet, upsampler=upsampler, **call) - normal(2, 4, 16, 16, seed=5)).square().mean()
+    for _ in range(5):
+        loss = (unet_with_pivot(unet, upsampler=upsampler, **call) - normal(*call["z"].shape, seed=5)).square().mean()
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
