@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from selfcascade.config import PipelineSettings
+from selfcascade.generation.generate import check_method
 from selfcascade.storage import ArtifactRef
 from selfcascade_flows.adapt import adapt
 from selfcascade_flows.curate import curate
@@ -24,6 +25,8 @@ def pipeline(settings: PipelineSettings) -> ArtifactRef:
     base = settings.adaptation.base
     if not base_exists(base, opened(store)):
         base = address(pretrain(settings.pretraining.model_copy(update={"dataset": dataset}), store, execution))
+    for sampling in variants(settings).values():
+        check_method(sampling.model_copy(update={"base": base}), opened(store))
     upsampler = settings.generation.upsampler
     if "tuned" in settings.methods and upsampler is None:
         upsampler = address(adapt(settings.adaptation.model_copy(update={"dataset": dataset, "base": base}), store, execution))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -21,6 +22,9 @@ from selfcascade.generation.samples import shard_table, write_shard
 from selfcascade.generation.seeds import SampleSpec, sample_specs
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, entry_of, resolve
+
+if TYPE_CHECKING:
+    from selfcascade.cascade.families import BaseSpec
 
 _STAGES = ("start", "upscale", "t_min", "strength", "later_steps", "guidance_interval", "pivot_every")
 _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
@@ -40,7 +44,7 @@ _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
 _USED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
     {"x4-upscaler": ("x4",), "attention-scaling": ("eta",), "scalecrafter": ("eta", "scalecrafter"), "hidiffusion": ("eta",)}
 )
-"""Settings of the baselines that a method looks at."""
+"""Settings of the baselines that a method looks at. Of these methods each applies to some bases and sizes only."""
 
 
 class GenerationPlan(Plan):
@@ -191,21 +195,38 @@ def _find_upsampler(settings: GenerationSettings, store: Store) -> tuple[str, st
 
 def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None) -> None:
     """Refuse before the first unit what the first unit would refuse."""
-    from selfcascade.baselines.registry import BASELINES
     from selfcascade.cascade.schedule import stage_sizes
     from selfcascade.cascade.upsampler import load_upsampler
     from selfcascade.generation.models import outline
 
     spec, known_as = outline(base)
-    height, width = settings.cascade.height, settings.cascade.width
-    sizes = stage_sizes(height, width, native=spec.native, step=spec.step)
-    reason = BASELINES[settings.method].refusal(spec, height, width, settings.baselines) if settings.method in BASELINES else None
-    if reason is not None:
-        raise SettingsError(f"method {settings.method!r} does not apply to base {base.name!r}: {reason}")
+    sizes = stage_sizes(settings.cascade.height, settings.cascade.width, native=spec.native, step=spec.step)
+    _check_method(settings, base, spec)
     if upsampler is not None:
         phi = load_upsampler(upsampler, store)
         phi.check_fits(spec, known_as)
         phi.check_stages(len(sizes) - 1)
+
+
+def check_method(settings: GenerationSettings, store: Store) -> None:
+    """Refuse, before anything is made for it, a method that does not apply to the base or the size. Reads the base's configuration alone.
+
+    Raises:
+        SettingsError: names method, base and reason; or there is no such base.
+    """
+    from selfcascade.generation.models import outline
+
+    if settings.method in _USED:
+        base, _ = _find_base(settings, store)
+        _check_method(settings, base, outline(base)[0])
+
+
+def _check_method(settings: GenerationSettings, base: ResolvedBase, spec: BaseSpec) -> None:
+    from selfcascade.baselines.registry import BASELINES
+
+    reason = BASELINES[settings.method].refusal(spec, settings.cascade.height, settings.cascade.width, settings.baselines) if settings.method in _USED else None
+    if reason is not None:
+        raise SettingsError(f"method {settings.method!r} does not apply to base {base.name!r}: {reason}")
 
 
 def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> tuple[int, Memory]:
@@ -219,7 +240,7 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
         torch.cuda.reset_peak_memory_stats()
     pipeline = load_pipeline(plan.base, plan.upsampler, store, versions=plan.inputs, dtype=settings.compute.dtype, device=device)
     if settings.method == "x4-upscaler":
-        load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=settings.compute.dtype, device=str(pipeline.device))
+        load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=settings.compute.dtype, device=str(pipeline._execution_device))
     digest = relevant(settings).digest()
     tiers: list[Memory] = [settings.memory]
     made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"], on_tier=tiers.append)

@@ -65,7 +65,7 @@ def sample_baseline(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], 
 def sample_x4(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The base's own picture, enlarged by the x4 upscaler, which is loaded once a process."""
     cascade = settings.cascade
-    upscaler = load_x4(settings.baselines.x4.model, dtype=settings.compute.dtype, device=str(pipeline.device))
+    upscaler = load_x4(settings.baselines.x4.model, dtype=settings.compute.dtype, device=str(pipeline._execution_device))
     given = {"settings": settings.baselines, "upscaler": upscaler, "base": _given(bases), "output_type": "pt", "return_dict": False}
     pictures = BASELINES["x4-upscaler"].sample(pipeline, height=cascade.height, width=cascade.width, **given, **_arguments(specs, settings))[0]
     return _bytes(pictures)

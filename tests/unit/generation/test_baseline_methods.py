@@ -10,7 +10,7 @@ import pytest
 from models import NATIVE, x4_upscaler
 
 from selfcascade.config import BaselineSettings, ScaleCrafterSettings, X4Settings
-from selfcascade.generation.generate import generate_unit, plan_generation, publish_generation
+from selfcascade.generation.generate import check_method, generate_unit, plan_generation, publish_generation
 from selfcascade.generation.samples import read_generated
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact
@@ -101,6 +101,10 @@ def test_a_method_that_does_not_apply_is_refused_when_it_is_planned(store, setti
     with pytest.raises(SettingsError, match="method 'hidiffusion' does not apply to base 'tiny': not applicable to a base of family 'small'") as caught:
         plan_generation(by(settings, "hidiffusion"), store)
     assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="method 'hidiffusion' does not apply to base 'tiny'"):
+        check_method(by(settings, "hidiffusion"), store)
+    check_method(by(settings, "scalecrafter"), store)
+    check_method(settings.model_copy(update={"method": "direct", "base": "bases/not-made-yet"}), store)
     large = settings.model_copy(update={"cascade": settings.cascade.model_copy(update={"height": 8 * NATIVE, "width": 8 * NATIVE})})
     for method, reason in (("scalecrafter", "no dilation table for 512x512"), ("x4-upscaler", "more than four times the base's 64x64 a side")):
         with pytest.raises(SettingsError, match=f"method '{method}' does not apply to base 'tiny': .*{reason}"):
