@@ -73,7 +73,7 @@ def differences(results: Results) -> list[str]:
     from selfcascade.evaluation.results import METRICS
 
     metrics = {metric.name: metric for metric in METRICS if metric.name in LEADING}
-    labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos", "x4-upscaler")]
+    labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos", "latent-sr", "x4-upscaler")]
     lines = []
     for first, second in pairwise(labels):
         parts = []

@@ -25,10 +25,15 @@ def variants(run: PipelineSettings) -> dict[str, GenerationSettings]:
     """Every set of samples of the run by the label that the report gives it.
 
     Raises:
-        SettingsError: the upsampler would be trained for another base than the one that samples.
+        SettingsError: the upsampler would be trained for another base than the one that samples, or something else than an upsampler would be trained.
     """
     if run.adaptation.base != run.generation.base:
         raise SettingsError(f"adaptation.base is {run.adaptation.base!r} but generation.base is {run.generation.base!r}; set both to one base")
+    if "tuned" in run.methods and run.generation.upsampler is None and run.adaptation.trainable != "upsampler":
+        raise SettingsError(
+            f"method 'tuned' needs an upsampler but adaptation.trainable is {run.adaptation.trainable!r}; set it to 'upsampler', set generation.upsampler, or "
+            "leave 'tuned' out of methods"
+        )
     found: dict[str, GenerationSettings] = {}
     for method in run.methods:
         if method == "direct":

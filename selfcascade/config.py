@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Memory = Literal["fast", "lean", "offload"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
-Method = Literal["base", "lanczos", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
+Method = Literal["base", "lanczos", "latent-sr", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
 
 
 class StoreSettings(Settings):
@@ -164,10 +164,13 @@ class CascadeSettings(Settings):
     start: float = Field(0.7, gt=0, le=1, description="K / T: where a stage enters the diffusion (paper: 0.7)")
     later_steps: int | None = Field(None, ge=1, le=1000, description="denoising steps of a full pass above the base, of which a stage takes those from K on")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 and below: off")
-    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="shares of T between which guidance is on above the base; outside, the text alone predicts")
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="shares of T between which guidance is on above the base; outside, the text alone predicts"
+    )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 ancestral")
     upscale: Upscale = Field(
-        "bilinear", description="how the pivot grows between stages; bilinear is the paper's, bicubic the released code's, pixel decodes, learned needs upscaler"
+        "bilinear",
+        description="how the pivot grows between stages; bilinear is the paper's, bicubic the released code's, pixel decodes, learned needs upscaler",
     )
     t_min: int = Field(0, ge=0, lt=1000, description="upsamplers guide while t is above this")
     strength: float = Field(1.0, ge=0, le=1, description="factor on what the upsamplers add")
@@ -297,10 +300,11 @@ class GenerationSettings(Settings):
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
     method: Method = Field(
         "tuning-free",
-        description="base: native size; lanczos and x4-upscaler: enlarged base; direct, attention-scaling, scalecrafter and hidiffusion: target size from"
-        " noise; tuning-free and tuned: the cascade",
+        description="base: native size; lanczos, latent-sr and x4-upscaler: enlarged base; direct, attention-scaling, scalecrafter and hidiffusion: target size"
+        " from noise; tuning-free and tuned: the cascade",
     )
     upsampler: str | None = where(None, description="upsampler artifact or folder, for method tuned")
+    upscaler: str | None = where(None, description="latent upscaler artifact (upscalers/NAME) or folder, for cascade.upscale learned and method latent-sr")
     prompts: PromptSettings = PromptSettings()
     cascade: CascadeSettings = CascadeSettings()
     baselines: BaselineSettings = BaselineSettings()

@@ -15,7 +15,7 @@ def times_of(store: Store, ref: ArtifactRef, results: Results) -> Times:
     """Cost by method and wall time by stage of the report ``ref`` and of everything that it rests on, this run's own records included."""
     costs = earlier_costs(store)
     artifacts = {str(ref)} | {row.artifact for row in results.rows} | {item.artifact for item in results.lineage}
-    found = {row.label: _cost(store, row.artifact, row.pictures, row.method, costs) for row in results.rows}
+    found = {row.label: _cost(store, row.artifact, row.pictures, costs) for row in results.rows}
     stages: dict[str, float] = {}
     for cost in reversed(costs):
         if cost.done and cost.artifact in artifacts:
@@ -24,7 +24,7 @@ def times_of(store: Store, ref: ArtifactRef, results: Results) -> Times:
     return Times(methods=methods, stages=stages, machine=f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}", run=run_id())
 
 
-def _cost(store: Store, artifact: str, pictures: int, method: str, costs: list[StageCost]) -> Cost | None:
+def _cost(store: Store, artifact: str, pictures: int, costs: list[StageCost]) -> Cost | None:
     """Cost of all units of an artifact, over the runs that made them; None where records are missing."""
     mine = [cost for cost in costs if cost.artifact == artifact and cost.done]
     if not mine or sum(cost.done for cost in mine) < mine[0].units:
@@ -33,15 +33,15 @@ def _cost(store: Store, artifact: str, pictures: int, method: str, costs: list[S
         seconds=sum(cost.unit_seconds for cost in mine),
         pictures=pictures,
         peak_bytes=max(cost.peak_bytes for cost in mine),
-        parameters=_parameters(store, artifact) if method == "tuned" else 0,
+        parameters=_parameters(store, artifact),
     )
 
 
 def _parameters(store: Store, artifact: str) -> int | None:
-    upsampler = resolve(store, artifact).manifest().inputs.get("upsampler")
-    if upsampler is None:
-        return None
+    """Numbers that were trained for these samples beside the base; None where what holds them is not in this store."""
+    inputs = resolve(store, artifact).manifest().inputs
+    trained = [f"{kind}/{inputs[role]}" for role, kind in (("upsampler", "upsamplers"), ("upscaler", "upscalers")) if role in inputs]
     try:
-        return int(resolve(store, f"upsamplers/{upsampler}").manifest().counts["parameters"])
+        return sum(int(resolve(store, reference).manifest().counts["parameters"]) for reference in trained)
     except (NotFound, KeyError):
         return None

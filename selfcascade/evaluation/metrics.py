@@ -167,7 +167,7 @@ def _measure_one(shared: _Shared, item: PictureSet, table: FeatureTable) -> _Mea
     else:
         _distance(shared, measured, "pkid_r", "pfid_r", _flat(table.crops), shared.real_crops, halves.crop_rows, halves.crop_columns)
     _mean(shared, measured, "objects", table.objects)
-    if item.method in ("base", "lanczos", "x4-upscaler"):
+    if item.method in ("base", "lanczos", "latent-sr", "x4-upscaler"):
         _blank(measured, _IS_THE_REFERENCE if item.method == "base" else _TRIVIAL, "kid_b", "fid_b", "layout_b", "objects_b")
     elif shared.base is None or shared.base_features is None:
         _blank(measured, "no samples of the base are compared", "kid_b", "fid_b", "layout_b", "objects_b")

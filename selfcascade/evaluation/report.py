@@ -163,7 +163,7 @@ def _pairs(results: Results) -> list[tuple[str, str, list[_Cell]]]:
 
 def _findings(results: Results) -> list[tuple[str, str, list[tuple[str, _Cell]]]]:
     """What the reader wants first: each method against the one before it in the table."""
-    labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos", "x4-upscaler")]
+    labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos", "latent-sr", "x4-upscaler")]
     found = {(item.first, item.second, item.metric): item for item in results.differences}
     named = {metric.name: metric for metric in METRICS}
     return [

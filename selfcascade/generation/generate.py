@@ -21,7 +21,7 @@ from selfcascade.generation.prompts import load_prompts, prompts_version
 from selfcascade.generation.samples import shard_table, write_shard
 from selfcascade.generation.seeds import SampleSpec, sample_specs
 from selfcascade.settings import SettingsError
-from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, entry_of, resolve
+from selfcascade.storage import Artifact, ArtifactRef, Kind, Plan, Store, entry_of, resolve
 
 if TYPE_CHECKING:
     from selfcascade.cascade.families import BaseSpec
@@ -31,6 +31,7 @@ _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
     {
         "base": _STAGES,
         "lanczos": _STAGES,
+        "latent-sr": _STAGES,
         "x4-upscaler": _STAGES,
         "direct": _STAGES,
         "attention-scaling": (*_STAGES, "eta"),
@@ -50,9 +51,10 @@ _USED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
 class GenerationPlan(Plan):
     """Which samples there are, in which chunks, from which versions of base, upsampler and prompts."""
 
-    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler or x4 upscaler")
+    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler, latent upscaler or x4 upscaler")
     base: str = Field(description="the base as a worker finds it again, at a fixed version where it is an artifact")
     upsampler: str | None = Field(description="the same of the upsampler")
+    upscaler: str | None = Field(description="the same of the latent upscaler")
     chunks: dict[int, tuple[SampleSpec, ...]] = Field(description="samples of each unit, in key order")
 
     def only(self, index: int) -> GenerationPlan:
@@ -82,8 +84,13 @@ def relevant(settings: GenerationSettings) -> GenerationSettings:
     return settings.model_copy(update=changes)
 
 
+def needs_upscaler(settings: GenerationSettings) -> bool:
+    """Whether the latent upscaler has a part in these samples."""
+    return settings.method == "latent-sr" or (settings.method in ("tuning-free", "tuned") and settings.cascade.upscale == "learned")
+
+
 def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPlan:
-    """Find the inputs and lay out the chunks. Writes nothing and loads no weights but the upsampler's.
+    """Find the inputs and lay out the chunks. Writes nothing and loads no weights but those of upsampler and latent upscaler.
 
     Raises:
         SettingsError: no prompts, a bad prompt file, no such base or upsampler, an upsampler of another base, or a size that the base cannot make.
@@ -91,9 +98,11 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
     base, base_reference = _find_base(settings, store)
     prompts = load_prompts(settings.prompts, store)
     inputs = {"base": str(base), "prompts": prompts_version(prompts)}
-    upsampler = None
+    upsampler = upscaler = None
     if settings.method == "tuned":
         upsampler, inputs["upsampler"] = _find_upsampler(settings, store)
+    if needs_upscaler(settings):
+        upscaler, inputs["upscaler"] = _find_upscaler(settings, store)
     if settings.method == "x4-upscaler":
         from selfcascade.baselines.upscaler_x4 import resolve_upscaler
 
@@ -101,7 +110,7 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
     artifact = _artifact(settings, store, inputs)
     published = artifact.published()
     if not published:
-        _check(settings, store, base, upsampler)
+        _check(settings, store, base, upsampler, upscaler)
     specs = sample_specs(prompts, run_seed=settings.seed, per_prompt=settings.prompts.per_prompt, negative_prompt=settings.negative_prompt)
     chunks = {start // settings.chunk: specs[start : start + settings.chunk] for start in range(0, len(specs), settings.chunk)}
     there = artifact.existing()
@@ -117,6 +126,7 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
         inputs=inputs,
         base=base_reference,
         upsampler=upsampler,
+        upscaler=upscaler,
         chunks=chunks,
     )
 
@@ -182,19 +192,36 @@ def _find_upsampler(settings: GenerationSettings, store: Store) -> tuple[str, st
     """Reference and version of the upsampler."""
     if settings.upsampler is None:
         raise SettingsError("method 'tuned' needs an upsampler; set generation.upsampler (upsamplers/NAME, a folder or a hub id), or use method 'tuning-free'")
-    reference = settings.upsampler
-    if names_artifact(reference, "upsamplers"):
-        ref = resolve(store, reference, "upsamplers").ref
-        reference = f"upsamplers/{ref.name}@{ref.version}"
-    elif not (Path(reference).is_dir() or HUB_ID.fullmatch(reference)):
-        raise SettingsError(f"upsampler {reference!r} is neither an artifact (upsamplers/NAME), nor a folder, nor a hub id (owner/name)")
     from selfcascade.generation.models import upsampler_version
 
+    reference = _fixed(settings.upsampler, "upsamplers", "upsampler", store)
     return reference, upsampler_version(reference, store)
 
 
-def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None) -> None:
+def _find_upscaler(settings: GenerationSettings, store: Store) -> tuple[str, str]:
+    """Reference and version of the latent upscaler."""
+    if settings.upscaler is None:
+        needs, other = ("method 'latent-sr'", "method 'lanczos'") if settings.method == "latent-sr" else ("cascade.upscale 'learned'", "'bilinear'")
+        raise SettingsError(f"{needs} needs a latent upscaler; set generation.upscaler (upscalers/NAME, a folder or a hub id), or use {other}")
+    from selfcascade.generation.models import upscaler_version
+
+    reference = _fixed(settings.upscaler, "upscalers", "latent upscaler", store)
+    return reference, upscaler_version(reference, store)
+
+
+def _fixed(reference: str, kind: Kind, what: str, store: Store) -> str:
+    """A reference as a worker finds it again: an artifact at its whole version, a folder or hub id as it is."""
+    if names_artifact(reference, kind):
+        ref = resolve(store, reference, kind).ref
+        return f"{kind}/{ref.name}@{ref.version}"
+    if not (Path(reference).is_dir() or HUB_ID.fullmatch(reference)):
+        raise SettingsError(f"{what} {reference!r} is neither an artifact ({kind}/NAME), nor a folder, nor a hub id (owner/name)")
+    return reference
+
+
+def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None, upscaler: str | None) -> None:
     """Refuse before the first unit what the first unit would refuse."""
+    from selfcascade.cascade.latent_upscaler import load_latent_upscaler
     from selfcascade.cascade.schedule import stage_sizes
     from selfcascade.cascade.upsampler import load_upsampler
     from selfcascade.generation.models import outline
@@ -206,6 +233,8 @@ def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsam
         phi = load_upsampler(upsampler, store)
         phi.check_fits(spec, known_as)
         phi.check_stages(len(sizes) - 1)
+    if upscaler is not None:
+        load_latent_upscaler(upscaler, store).check_fits(spec, known_as)
 
 
 def check_method(settings: GenerationSettings, store: Store) -> None:
@@ -238,7 +267,8 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
     torch.set_num_threads(settings.compute.threads)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    pipeline = load_pipeline(plan.base, plan.upsampler, store, versions=plan.inputs, dtype=settings.compute.dtype, device=device)
+    dtype = settings.compute.dtype
+    pipeline = load_pipeline(plan.base, plan.upsampler, store, upscaler=plan.upscaler, versions=plan.inputs, dtype=dtype, device=device)
     if settings.method == "x4-upscaler":
         load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=settings.compute.dtype, device=str(pipeline._execution_device))
     digest = relevant(settings).digest()

@@ -26,7 +26,7 @@ Pictures = NDArray[np.uint8]
 Sampler = Callable[[SelfCascadePipeline, Sequence[SampleSpec], GenerationSettings, Tensor | None], Pictures]
 """Takes a pipeline, the samples of one batch, settings and the clean base latents of these samples, if the method builds on them."""
 
-BUILDS_ON_BASE: frozenset[Method] = frozenset({"base", "lanczos", "x4-upscaler", "tuning-free", "tuned"})
+BUILDS_ON_BASE: frozenset[Method] = frozenset({"base", "lanczos", "latent-sr", "x4-upscaler", "tuning-free", "tuned"})
 """Methods whose first stage is the base's own picture: one pass of the base serves them all."""
 
 
@@ -46,6 +46,13 @@ def sample_lanczos(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], s
     size = (settings.cascade.width, settings.cascade.height)
     pictures = sample_base(pipeline, specs, settings, bases)
     return np.stack([np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)) for picture in pictures])
+
+
+def sample_latent_sr(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
+    """The base's own latent, enlarged by the latent upscaler and decoded."""
+    cascade = settings.cascade
+    call = {"base": _given(bases), "output_type": "latent", "return_dict": False}
+    return _decoded(pipeline, BASELINES["latent-sr"].sample(pipeline, height=cascade.height, width=cascade.width, **call)[0], settings)
 
 
 def sample_direct(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
@@ -85,6 +92,7 @@ METHODS: Mapping[Method, Sampler] = MappingProxyType(
     {
         "base": sample_base,
         "lanczos": sample_lanczos,
+        "latent-sr": sample_latent_sr,
         "x4-upscaler": sample_x4,
         "direct": sample_direct,
         "attention-scaling": sample_baseline,

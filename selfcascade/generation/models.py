@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionUpscalePipeli
 from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
 from selfcascade.bases import ResolvedBase, names_artifact, refuse_videos, resolve_base
 from selfcascade.cascade.families import BaseSpec, spec_of
+from selfcascade.cascade.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from selfcascade.cascade.memory import TIERS
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
@@ -44,34 +45,40 @@ def load_pipeline(
     upsampler: str | None = None,
     store: Store | None = None,
     *,
+    upscaler: str | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> SelfCascadePipeline:
     """A cascade of a base, ready to sample by DDIM (the paper's sampler, whichever the base ships). Its networks stay in memory for the next call.
 
-    Tuned and tuning-free pipelines of one base share its networks. The autoencoder is in fp32 whatever ``dtype`` is.
+    Tuned and tuning-free pipelines of one base share its networks. Autoencoder and latent upscaler are in fp32 whatever ``dtype`` is.
 
     Args:
         base: as :func:`selfcascade.bases.resolve_base` takes it.
         upsampler: artifact (with its version), folder or hub id of a feature upsampler.
         store: where artifacts are looked up.
-        versions: what "base" and "upsampler" must be, as a plan's inputs name them; any, where one is left out.
+        upscaler: artifact (with its version), folder or hub id of a latent upscaler.
+        versions: what "base", "upsampler" and "upscaler" must be, as a plan's inputs name them; any, where one is left out.
         dtype: of UNet, text encoders and upsampler.
         device: torch device, or "auto".
 
     Raises:
         OutOfMemory: the networks do not fit the device.
-        SettingsError: base or upsampler do not load, or do not belong together, or are not of that version; or the device does not exist.
+        SettingsError: base, upsampler or latent upscaler do not load, or do not belong together, or are not of that version; or the device does not exist.
     """
     where, precision = resolve_device(device), getattr(torch, dtype)
     base_version, version = versions.get("base"), versions.get("upsampler")
     with _lock:
         pipeline = _once("base", (base, base_version, dtype, str(where)), lambda: _load_base(base, store, base_version, precision, where))
-        if upsampler is None:
-            return pipeline
-        phi = _once("upsampler", (upsampler, version, dtype, str(where)), lambda: _load_upsampler(upsampler, store, version, precision, where))
-        return _quiet(SelfCascadePipeline.from_pipe(pipeline, upsampler=phi))
+        added: dict[str, Any] = {}
+        if upsampler is not None:
+            key = (upsampler, version, dtype, str(where))
+            added["upsampler"] = _once("upsampler", key, lambda: _load_upsampler(upsampler, store, version, precision, where))
+        if upscaler is not None:
+            planned = versions.get("upscaler")
+            added["latent_upscaler"] = _once("upscaler", (upscaler, planned, str(where)), lambda: _load_upscaler(upscaler, store, planned, where))
+        return _quiet(SelfCascadePipeline.from_pipe(pipeline, **added)) if added else pipeline
 
 
 def load_x4(model: str, *, version: str | None = None, dtype: Dtype = "float32", device: str = "auto") -> StableDiffusionUpscalePipeline:
@@ -117,11 +124,20 @@ def outline(base: ResolvedBase) -> tuple[BaseSpec, str]:
 
 def upsampler_version(reference: str, store: Store | None = None) -> str:
     """The version of an upsampler: ``name@version`` of an artifact whose reference says so in full, else the SHA-256 of configuration and weights."""
-    if names_artifact(reference, "upsamplers"):
-        return reference.removeprefix("upsamplers/")
-    upsampler = load_upsampler(reference, store)
-    config = {name: value for name, value in upsampler.config.items() if not name.startswith("_")}
-    weights = hashlib.sha256(safetensors.torch.save({name: tensor.contiguous() for name, tensor in sorted(upsampler.state_dict().items())}))
+    return _version(reference, "upsamplers", lambda: load_upsampler(reference, store))
+
+
+def upscaler_version(reference: str, store: Store | None = None) -> str:
+    """The version of a latent upscaler, as :func:`upsampler_version` has it."""
+    return _version(reference, "upscalers", lambda: load_latent_upscaler(reference, store))
+
+
+def _version(reference: str, kind: str, load: Callable[[], Any]) -> str:
+    if names_artifact(reference, kind):
+        return reference.removeprefix(f"{kind}/")
+    network = load()
+    config = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    weights = hashlib.sha256(safetensors.torch.save({name: tensor.contiguous() for name, tensor in sorted(network.state_dict().items())}))
     return digest_of({"config": json.loads(json.dumps(config)), "weights": weights.hexdigest()})
 
 
@@ -153,7 +169,7 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
         raise OutOfMemory(
             f"out of memory while loading base {found.name!r} on {device}; set generation.compute.dtype to bfloat16 or lower execution.workers"
         ) from error
-    pipeline.register_modules(upsampler=None)  # a saved cascade may bring one along; which one guides is a setting
+    pipeline.register_modules(upsampler=None, latent_upscaler=None)  # a saved cascade may bring them along; which ones work is a setting
     # Ancestral or multistep samplers know no eta; a base that ships one is sampled by DDIM on the same noise schedule.
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     for network in pipeline.components.values():
@@ -184,6 +200,14 @@ def _load_upsampler(reference: str, store: Store | None, version: str | None, dt
     upsampler: FeatureUpsampler | UpsamplerSet = load_upsampler(reference, store, dtype=dtype).to(device)
     upsampler.requires_grad_(False)
     return upsampler
+
+
+def _load_upscaler(reference: str, store: Store | None, version: str | None, device: torch.device) -> LatentUpscaler:
+    if version is not None and upscaler_version(reference, store) != version:
+        raise SettingsError(f"latent upscaler {reference!r} has changed since it was planned as {version[:80]}; run again")
+    upscaler: LatentUpscaler = load_latent_upscaler(reference, store).to(device)
+    upscaler.requires_grad_(False)
+    return upscaler
 
 
 def _quiet(pipeline: SelfCascadePipeline) -> SelfCascadePipeline:

@@ -11,6 +11,7 @@ import torch
 from selfcascade import SelfCascadePipeline
 from selfcascade.baselines.registry import BASELINES
 from selfcascade.cascade.families import spec_of
+from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.config import BaselineSettings, Method, X4Settings
 from selfcascade.generation.methods import METHODS
 
@@ -27,10 +28,10 @@ def test_every_baseline_says_where_it_applies():
     assert all(baseline.summary and "\n" not in baseline.summary for baseline in BASELINES.values())
 
 
-@pytest.mark.parametrize("name", ["direct", "attention-scaling", "scalecrafter", "x4-upscaler"])
+@pytest.mark.parametrize("name", ["direct", "attention-scaling", "scalecrafter", "latent-sr", "x4-upscaler"])
 def test_every_baseline_has_the_same_face(name):
     """``sample(pipeline, prompt, height, width, settings, **call)`` gives a picture of that size; the same seed gives the same one."""
-    pipeline = SelfCascadePipeline.from_pipe(models.base("small"))
+    pipeline = SelfCascadePipeline.from_pipe(models.base("small"), latent_upscaler=LatentUpscaler(4, width=4, blocks=1))
     pipeline.set_progress_bar_config(disable=True)
     extra = {"upscaler": models.x4_upscaler()} if name == "x4-upscaler" else {}
     call = {"height": 128, "width": 192, "settings": BaselineSettings(x4=X4Settings(steps=2)), "num_inference_steps": 2, **extra}
