@@ -116,6 +116,14 @@ def test_pickled_weights_beside_safetensors_stay_unread(tmp_path):
     assert torch.equal(load_upsampler(str(tmp_path)).levels[0].gamma, upsampler.levels[0].gamma)
 
 
+def test_a_folder_without_safetensors_is_never_unpickled(tmp_path):
+    """A safetensors file of another name does not open the way to pickled weights of the right one."""
+    fresh(variant="C").save_pretrained(tmp_path, safe_serialization=False)
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(SettingsError, match="does not load"):
+        load_upsampler(str(tmp_path))
+
+
 def test_a_missing_upsampler_is_named(tmp_path):
     with pytest.raises(SettingsError, match="no-such-folder"):
         load_upsampler(str(tmp_path / "no-such-folder"))
