@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from selfcascade_flows.artifact_commands import add_artifact_commands
+from selfcascade_flows.check import check
 from selfcascade_flows.params import params
 from selfcascade_flows.store_commands import store_app
 
@@ -83,6 +84,7 @@ def serve(
 
 
 app.command()(params)
+app.command()(check)
 
 
 @app.command()
