@@ -141,10 +141,10 @@ def _drop_timesteps_below_zero(scheduler: SchedulerMixin) -> None:
 
 def _levels_are_those_of_the_timesteps(scheduler: SchedulerMixin) -> bool:
     """Whether each sigma lies between those of the timesteps beside its own, which some grids round."""
-    timesteps, sigmas = scheduler.timesteps.double().cpu(), scheduler.sigmas.double().cpu()
+    timesteps, sigmas = scheduler.timesteps.cpu().double(), scheduler.sigmas.cpu().double()
     if len(sigmas) != len(timesteps) + 1:
         return False
-    alphas = scheduler.alphas_cumprod.double().cpu()
+    alphas = scheduler.alphas_cumprod.cpu().double()
     table = torch.cat([torch.zeros(1), ((1 - alphas) / alphas) ** 0.5, torch.full((1,), torch.inf)])  # of t = -1, 0, ..., T - 1, T
     table[-1] = table[-2] * 1.001
     lowest, highest = table[timesteps.floor().long()], table[timesteps.ceil().long() + 2]
