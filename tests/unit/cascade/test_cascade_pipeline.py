@@ -326,7 +326,7 @@ def test_a_callback_sees_every_step_of_every_stage_and_may_change_the_latents(sm
         ({"strength": 1.1}, r"strength=1.1 must be in 0\.\.1"),
         ({"eta": -1.0}, "eta=-1.0"),
         ({"t_min": -1}, "t_min=-1"),
-        ({"upscale": "nearest"}, "upscale='nearest' is not known; choose bilinear or bicubic"),
+        ({"upscale": "nearest"}, "upscale='nearest' is not known; choose bilinear, bicubic, pixel or learned"),
         ({"prompt": []}, "at least one prompt"),
         ({"prompt": None}, "at least one prompt"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1"),
