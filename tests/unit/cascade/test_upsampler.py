@@ -182,6 +182,7 @@ def test_an_upsampler_of_another_family_is_refused():
     [
         ({"variant": "E"}, "variant 'E' is not known; choose A, B, C or D$"),
         ({"variant": "B"}, "no inject='skip' with final='residual'; set inject to 'main' and final to 'identity'$"),
+        ({"variant": "B", "final": "identity"}, "no inject='skip' with final='identity'; set inject to 'main'"),
         ({"variant": "B", "inject": "main"}, "set inject to 'main' and final to 'identity'$"),
         ({"variant": "C", "final": "gate"}, "variant C has no final='gate'"),
         ({"variant": "D", "final": "identity"}, "variant D has no final='identity'"),
