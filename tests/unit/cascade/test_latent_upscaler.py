@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import log2, sqrt
-
 import models
 import pytest
 import torch
@@ -52,14 +50,13 @@ def test_a_fresh_upscaler_is_bilinear_bit_for_bit(growth, channels, width, seed)
 
 @given(growth=growths(), constant=st.floats(-2, 2))
 @settings(max_examples=60, deadline=None)
-def test_a_constant_residual_fades_with_the_logarithm_of_the_growth(growth, constant):
-    """Every size, rectangles too: bilinear plus log2 of the mean factor a side times the constant; nothing where nothing grows, all of it at twice the size."""
+def test_a_constant_residual_is_added_wherever_a_side_grows(growth, constant):
+    """At every size, rectangles too; nothing where no side grows."""
     small, size = growth
     upscaler = LatentUpscaler(3, width=4, blocks=1)
     torch.nn.init.constant_(upscaler.leave.bias, constant)
     latent = normal(1, 3, *small)
-    weight = log2(sqrt(size[0] * size[1] / (small[0] * small[1])))
-    torch.testing.assert_close(upscaler(latent, size).detach(), bilinear(latent, size) + weight * constant, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(upscaler(latent, size).detach(), bilinear(latent, size) + (size != small) * constant, atol=1e-5, rtol=1e-5)
 
 
 def test_at_twice_the_size_each_pixel_of_the_four_has_its_own_residual():
@@ -75,13 +72,19 @@ def test_at_twice_the_size_each_pixel_of_the_four_has_its_own_residual():
                 torch.testing.assert_close(added[:, c, i::2, j::2], torch.full((1, 3, 5), 4.0 * c + 2 * i + j), atol=1e-5, rtol=0)
 
 
-def test_below_twice_the_size_the_residual_is_the_antialiased_one_of_the_twofold_grid():
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(12, 14), (9, 8), (15, 16), (20, 24)])
+def test_at_another_factor_the_residual_of_the_twofold_grid_is_resized(size):
+    """Below twice, on one side only, and beyond."""
     upscaler, latent = randomised(LatentUpscaler(4, width=8, blocks=2)), normal(1, 4, 8, 8)
-    with torch.no_grad():
-        shrunk = interpolate(upscaler.residual(latent), (12, 14), mode="bilinear", antialias=True)
-        expected = bilinear(latent, (12, 14)) + log2(sqrt(12 * 14 / 64)) * shrunk
-        torch.testing.assert_close(upscaler(latent, (12, 14)), expected)
-        assert torch.equal(upscaler(latent, (8, 8)), latent)
+    resized = interpolate(upscaler.residual(latent), size, mode="bilinear")
+    torch.testing.assert_close(upscaler(latent, size), interpolate(latent, size, mode="bilinear") + resized)
+
+
+@torch.no_grad()
+def test_a_latent_that_does_not_grow_is_left_as_it_is():
+    upscaler, latent = randomised(LatentUpscaler(4, width=8, blocks=2)), normal(1, 4, 8, 6)
+    assert torch.equal(upscaler(latent, (8, 6)), latent)
 
 
 @torch.no_grad()
