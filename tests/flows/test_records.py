@@ -72,3 +72,9 @@ def test_samples_are_named_after_run_and_method():
 def test_two_bases_in_one_run_are_refused():
     with pytest.raises(SettingsError, match="set both to one base"):
         variants(load("demo", ["generation.base=other"]))
+
+
+def test_a_run_that_trains_no_upsampler_cannot_sample_tuned():
+    with pytest.raises(SettingsError, match=r"method 'tuned' needs an upsampler but adaptation\.trainable is 'latent-upscaler'; set it to 'upsampler'"):
+        variants(load("demo", ["adaptation.trainable=latent-upscaler"]))
+    assert "tuned" not in variants(load("demo", ["adaptation.trainable=latent-upscaler", "methods=[base, tuning-free]"]))
