@@ -31,9 +31,10 @@ lint: $(VENV)/.dev $(LOCAL)/types
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants.py
 
-# Measures the shipped base against real renders.
+# Measures the shipped base against real renders, and seconds an image of every method: bench.json. Takes an hour.
 bench: $(VENV)/.dev
 	$(BIN)/python tests/bench/base.py selfcascade/bases/tiny-emoji
+	$(BIN)/python tests/bench/sampling.py --sixteen --out bench.json
 
 # Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.
 configs: $(VENV)/.dev

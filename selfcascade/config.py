@@ -14,6 +14,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Memory = Literal["fast", "lean", "offload"]
+Scheduler = Literal["ddim", "euler", "euler-ancestral", "dpm++", "unipc", "lcm"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
 Method = Literal["base", "lanczos", "latent-sr", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
 
@@ -162,6 +163,7 @@ class CascadeSettings(Settings):
     width: int = Field(256, ge=8, description="width of the result in pixels")
     steps: int = Field(50, ge=1, le=1000, description="denoising steps of a full pass (paper: DDIM, 50)")
     start: float = Field(0.7, gt=0, le=1, description="K / T: where a stage enters the diffusion (paper: 0.7)")
+    scheduler: Scheduler = Field("ddim", description="solver of every stage, on the base's own noise schedule (paper: DDIM)")
     later_steps: int | None = Field(None, ge=1, le=1000, description="denoising steps of a full pass above the base, of which a stage takes those from K on")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; 1 and below: off")
     guidance_interval: tuple[float, float] = Field(

@@ -37,6 +37,14 @@ SOLVERS: Mapping[str, type[SchedulerMixin]] = MappingProxyType(
 """What is proved on data whose score is known. Each counts its steps from where it is told to begin, or has no state at all."""
 
 
+def solver_on(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
+    """The solver of that name, a key of :data:`SOLVERS`, on the noise schedule, prediction and spacing of a base's own scheduler."""
+    kind = SOLVERS[name]
+    extra = {"clip_sample": False} if name in ("ddim", "lcm") else {}
+    made: SchedulerMixin = kind.from_config(scheduler.config, **extra)
+    return made
+
+
 def check_scheduler(scheduler: SchedulerMixin) -> None:
     """Refuse a scheduler that cannot start in the middle of its grid, or that nothing is known of.
 

@@ -268,9 +268,24 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     dtype = settings.compute.dtype
-    pipeline = load_pipeline(plan.base, plan.upsampler, store, upscaler=plan.upscaler, versions=plan.inputs, dtype=dtype, device=device)
+    pipeline = load_pipeline(
+        plan.base,
+        plan.upsampler,
+        store,
+        upscaler=plan.upscaler,
+        versions=plan.inputs,
+        scheduler=settings.cascade.scheduler,
+        dtype=dtype,
+        device=device,
+    )
     if settings.method == "x4-upscaler":
-        load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=settings.compute.dtype, device=str(pipeline._execution_device))
+        load_x4(
+            settings.baselines.x4.model,
+            version=plan.inputs["x4"],
+            scheduler=settings.cascade.scheduler,
+            dtype=settings.compute.dtype,
+            device=str(pipeline._execution_device),
+        )
     digest = relevant(settings).digest()
     tiers: list[Memory] = [settings.memory]
     made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"], on_tier=tiers.append)

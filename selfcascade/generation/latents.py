@@ -24,8 +24,8 @@ FORMAT = 1
 def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, base: str, dtype: torch.dtype, device: torch.device) -> str:
     """Key in the store of the base latents of a chunk: a digest of everything that shapes their bytes.
 
-    That is the base's version, each sample's prompt, negative prompt and seed in order, size, steps, guidance and eta, precision, batch, memory tier and threads, and
-    the versions and the kind of hardware whose kernels sum in an order of their own.
+    That is the base's version, each sample's prompt, negative prompt and seed in order, size, scheduler, steps, guidance and eta, precision, batch, memory tier
+    and threads, and the versions and the kind of hardware whose kernels sum in an order of their own.
     """
     cascade = settings.cascade
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
@@ -34,6 +34,7 @@ def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, ba
         "base": base,
         "samples": [[spec.prompt, spec.negative_prompt, spec.seed] for spec in specs],
         "size": [cascade.height, cascade.width],
+        "scheduler": cascade.scheduler,
         "steps": cascade.steps,
         "guidance_scale": cascade.guidance_scale,
         "eta": cascade.eta,

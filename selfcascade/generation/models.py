@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline, UNet2DConditionModel
 
 from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
 from selfcascade.bases import ResolvedBase, names_artifact, refuse_videos, resolve_base
@@ -19,9 +19,10 @@ from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from selfcascade.cascade.memory import TIERS
 from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.cascade.solver import solver_on
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
 from selfcascade.cascade.upsampler_set import UpsamplerSet
-from selfcascade.config import Dtype, Memory
+from selfcascade.config import Dtype, Memory, Scheduler
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Store
 
@@ -47,12 +48,14 @@ def load_pipeline(
     *,
     upscaler: str | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
+    scheduler: Scheduler = "ddim",
     dtype: Dtype = "float32",
     device: str = "auto",
 ) -> SelfCascadePipeline:
-    """A cascade of a base, ready to sample by DDIM (the paper's sampler, whichever the base ships). Its networks stay in memory for the next call.
+    """A cascade of a base, ready to sample by DDIM, the paper's sampler, whichever the base ships, or by another solver.
 
-    Tuned and tuning-free pipelines of one base share its networks. Autoencoder and latent upscaler are in fp32 whatever ``dtype`` is.
+    Its networks stay in memory for the next call. Pipelines of one base share its networks, whatever guides or enlarges. The autoencoder and a latent
+    upscaler are in fp32 whatever ``dtype`` is.
 
     Args:
         base: as :func:`selfcascade.bases.resolve_base` takes it.
@@ -60,6 +63,7 @@ def load_pipeline(
         store: where artifacts are looked up.
         upscaler: artifact (with its version), folder or hub id of a latent upscaler.
         versions: what "base", "upsampler" and "upscaler" must be, as a plan's inputs name them; any, where one is left out.
+        scheduler: solver of every stage, on the base's own noise schedule.
         dtype: of UNet, text encoders and upsampler.
         device: torch device, or "auto".
 
@@ -71,7 +75,7 @@ def load_pipeline(
     base_version, version = versions.get("base"), versions.get("upsampler")
     with _lock:
         pipeline = _once("base", (base, base_version, dtype, str(where)), lambda: _load_base(base, store, base_version, precision, where))
-        added: dict[str, Any] = {}
+        added: dict[str, Any] = {} if scheduler == "ddim" else {"scheduler": solver_on(pipeline.scheduler, scheduler)}
         if upsampler is not None:
             key = (upsampler, version, dtype, str(where))
             added["upsampler"] = _once("upsampler", key, lambda: _load_upsampler(upsampler, store, version, precision, where))
@@ -171,7 +175,7 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
         ) from error
     pipeline.register_modules(upsampler=None, latent_upscaler=None)  # a saved cascade may bring them along; which ones work is a setting
     # Ancestral or multistep samplers know no eta; a base that ships one is sampled by DDIM on the same noise schedule.
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.scheduler = solver_on(pipeline.scheduler, "ddim")
     for network in pipeline.components.values():
         if isinstance(network, torch.nn.Module):
             network.eval().requires_grad_(False)

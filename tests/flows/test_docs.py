@@ -1,5 +1,6 @@
 """Pages that are made by script are as the script makes them."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -18,3 +19,12 @@ def test_files_that_the_pages_name_exist():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name in re.findall(r"(?:selfcascade|flows|tasks|tests|docs)/[\w/.-]*\w\.(?:py|md|png|yaml)", text):
             assert (ROOT / name).is_file(), f"{page} names {name}"
+
+
+def test_code_that_the_method_page_names_exists():
+    """`module:name` below selfcascade, every one of them."""
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)+):(\w+)`", text)
+    assert len(names) > 30
+    for module, name in names:
+        assert hasattr(importlib.import_module(f"selfcascade.{module}"), name), f"docs/method.md names {module}:{name}"

@@ -230,6 +230,20 @@ def test_out_of_memory_goes_one_tier_down_once_and_says_so(generation, tiny_upsa
     assert all(close(made[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("scheduler", ["euler", "euler-ancestral", "dpm++", "unipc", "lcm"])
+def test_every_solver_samples_in_bulk(generation, specs, scheduler):
+    """On the base's own noise schedule: another picture than DDIM's, the same whatever the batch, and other base latents in the cache."""
+    free = generation.model_copy(update={"method": "tuning-free"})
+    solved = free.model_copy(update={"cascade": free.cascade.model_copy(update={"scheduler": scheduler})})
+    pipeline = load_pipeline(free.base, scheduler=scheduler, device="cpu")
+    assert dict(pipeline.scheduler.config)["beta_schedule"] == "scaled_linear"
+    fours, ones = ({s.key: s.image for s in samples(pipeline, specs[:4], solved.model_copy(update={"batch": batch}))} for batch in (4, 1))
+    assert all(close(ones[key], fours[key]) for key in fours)
+    assert all(not close(picture, fours[key]) for key, picture in pictures(free, None, specs[:4]).items())
+    keys = {latents_key(specs, settings, base="tiny@0", dtype=torch.float32, device=torch.device("cpu")) for settings in (free, solved)}
+    assert len(keys) == 2
+
+
 def test_tiers_give_the_same_picture(generation, tiny_upsampler, specs):
     tuned = generation.model_copy(update={"method": "tuned"})
     fast, lean = (pictures(tuned.model_copy(update={"memory": memory}), tiny_upsampler, specs[:2]) for memory in ("fast", "lean"))
