@@ -40,7 +40,7 @@ def diffuse(latents: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -
         t: timesteps, (B,) int64.
         alphas_cumprod: abar, (T,) float32, on the device of ``latents``.
     """
-    signal = alphas_cumprod[t].view(-1, 1, 1, 1)
+    signal = alphas_cumprod[t].view(-1, *[1] * (latents.ndim - 1))
     return signal.sqrt() * latents + (1 - signal).sqrt() * noise
 
 
@@ -48,7 +48,7 @@ def target_of(latents: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor,
     """What the UNet should predict: the noise, or for bases of that kind the velocity ``sqrt(abar_t) eps - sqrt(1 - abar_t) z_0``."""
     if prediction == "epsilon":
         return noise
-    signal = alphas_cumprod[t].view(-1, 1, 1, 1)
+    signal = alphas_cumprod[t].view(-1, *[1] * (latents.ndim - 1))
     return signal.sqrt() * noise - (1 - signal).sqrt() * latents
 
 
@@ -65,7 +65,7 @@ def noise_loss(
 
     Args:
         denoise: the UNet with text and pivot bound: (z_t, t) to a prediction of the shape of z_t.
-        latents: clean target latents, (B, C, H, W), scaled.
+        latents: clean target latents, (B, C, H, W), for video (B, C, F, H, W) with one timestep for all frames, scaled.
         noise: standard normal, same shape; drawn by the caller, so that a run owns its randomness.
         t: timesteps, (B,) int64.
         alphas_cumprod: abar of the base's schedule, (T,) float32.

@@ -51,3 +51,13 @@ def test_timesteps_are_uniform_below_k() -> None:
 def test_k_of_no_timestep_is_refused() -> None:
     with pytest.raises(SettingsError, match="leaves no timestep"):
         last_timestep(0.0004, 1000)
+
+
+def test_frames_of_a_video_share_their_samples_timestep() -> None:
+    latents, noise = torch.randn(3, 4, 2, 5, 5), torch.randn(3, 4, 2, 5, 5)
+    t = torch.tensor([1, 500, 999])
+    alphas = DDIMScheduler().alphas_cumprod
+    noisy, velocity = diffuse(latents, noise, t, alphas), target_of(latents, noise, t, alphas, "v_prediction")
+    for frame in range(2):
+        assert torch.equal(noisy[:, :, frame], diffuse(latents[:, :, frame], noise[:, :, frame], t, alphas))
+        assert torch.equal(velocity[:, :, frame], target_of(latents[:, :, frame], noise[:, :, frame], t, alphas, "v_prediction"))
