@@ -53,9 +53,14 @@ def test_through_pixels_a_constant_picture_stays_constant(growth, colour):
 
 
 def test_what_no_picture_can_hold_is_held_to_its_range():
-    """A decoded value beyond white is white, before and after the resize."""
-    latent = torch.full((1, 3, 2, 2), 0.5 * (3.0 - 0.25))
-    torch.testing.assert_close(through_pixels(LinearAutoencoder())(latent, (4, 4)), torch.full((1, 3, 4, 4), 0.5 * (1.0 - 0.25)))
+    """Beyond white beside black: white before the resize, so that the edge is no steeper than a picture's, and after it, where the cubic swings over."""
+    colours = torch.tensor([3.0, 3.0, -1.0, -1.0]).expand(1, 3, 4, 4)
+    row = colours[0, 0, 0].clamp(-1, 1).repeat_interleave(8)[None].numpy()
+    resized = np.array(Image.fromarray(row, mode="F").resize((64, 1), Image.Resampling.BICUBIC))
+    assert resized.max() > 1.01
+    expected = avg_pool2d(torch.from_numpy(resized).clamp(-1, 1)[None], (1, 8))
+    found = through_pixels(LinearAutoencoder())(0.5 * (colours - 0.25), (8, 8))
+    torch.testing.assert_close(found, (0.5 * (expected - 0.25)).expand(1, 3, 8, 8), atol=1e-5, rtol=0)
 
 
 def test_through_pixels_a_real_autoencoder_is_its_own_two_passes():
