@@ -279,13 +279,7 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
         device=device,
     )
     if settings.method == "x4-upscaler":
-        load_x4(
-            settings.baselines.x4.model,
-            version=plan.inputs["x4"],
-            scheduler=settings.cascade.scheduler,
-            dtype=settings.compute.dtype,
-            device=str(pipeline._execution_device),
-        )
+        load_x4(settings.baselines.x4.model, version=plan.inputs["x4"], dtype=dtype, device=str(pipeline._execution_device))
     digest = relevant(settings).digest()
     tiers: list[Memory] = [settings.memory]
     made = samples(pipeline, plan.chunks[index], settings, store=store, base=plan.inputs["base"], on_tier=tiers.append)
