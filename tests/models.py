@@ -66,7 +66,7 @@ def unet(kind: Kind, *, seed: int = 0) -> UNet2DConditionModel | UNet3DCondition
     """The denoiser alone: channels are small, the topology is the real one's."""
     if kind == "video":
         return _video_unet(
-            {"sample_size": NATIVE // 8, "block_out_channels": (32, 48, 64, 64), "norm_num_groups": 16, "attention_head_dim": 16, "cross_attention_dim": TEXT},
+            {"sample_size": NATIVE // 8, "block_out_channels": (32, 48, 48, 48), "norm_num_groups": 16, "attention_head_dim": 16, "cross_attention_dim": TEXT},
             seed,
         )
     if kind == "sd21v":

@@ -67,7 +67,7 @@ def tuned(free) -> SelfCascadePipeline:
 
 def sample(pipeline, prompt=PROMPTS[0], size=128, *, seeds=(0,), steps=2, frames=FRAMES, **call) -> torch.Tensor:
     """Clean latents of square videos."""
-    call = {"num_frames": frames, "num_inference_steps": steps, "generator": generators(*seeds), "output_type": "latent", **call}
+    call = {"num_frames": frames, "num_inference_steps": steps, "guidance_scale": 1.0, "generator": generators(*seeds), "output_type": "latent", **call}
     return pipeline(prompt, size, size, **call).frames
 
 
@@ -201,8 +201,8 @@ def test_step_noise_comes_from_the_videos_own_generators(free):
     """For a sampler that draws at every step: all frames of a video from one generator, those of another video from another."""
     ancestral = SelfCascadePipeline.from_pipe(free, scheduler=EulerAncestralDiscreteScheduler.from_config(free.scheduler.config))
     ancestral.set_progress_bar_config(disable=True)
-    together = sample(ancestral, PROMPTS, seeds=(0, 1), guidance_scale=1.0)
-    torch.testing.assert_close(together[1:], sample(ancestral, PROMPTS[1], seeds=[1], guidance_scale=1.0), atol=1e-3, rtol=1e-3)
+    together = sample(ancestral, PROMPTS, seeds=(0, 1))
+    torch.testing.assert_close(together[1:], sample(ancestral, PROMPTS[1], seeds=[1]), atol=1e-3, rtol=1e-3)
 
 
 def test_the_first_draw_is_the_base_noise_that_diffusers_makes():
@@ -213,11 +213,11 @@ def test_the_first_draw_is_the_base_noise_that_diffusers_makes():
 
 def test_the_stages_by_hand_are_the_cascade(tuned):
     """With a pivot per frame that stays as it was given from the first step to the last, once for each branch."""
-    whole = sample(tuned, PROMPTS, seeds=(0, 1))
-    base = sample(tuned, PROMPTS, size=None, sizes=[(64, 64)], seeds=(0, 1))
+    call = {"prompt": PROMPTS, "seeds": (0, 1), "guidance_scale": 3.0}
+    whole, base = sample(tuned, **call), sample(tuned, size=None, sizes=[(64, 64)], **call)
     before, entered = base.clone(), []
     handle = tuned.unet.register_forward_pre_hook(lambda _, args: entered.append(args[0].clone()) if args[0].shape[-1] == 8 else None)
-    assert torch.equal(sample(tuned, PROMPTS, pivot=base, seeds=(0, 1)), whole)
+    assert torch.equal(sample(tuned, pivot=base, **call), whole)
     handle.remove()
     assert entered
     assert all(torch.equal(pivot, torch.cat([base, base])) for pivot in entered)
@@ -287,7 +287,7 @@ def test_a_video_base_loads_from_its_folder_and_survives_its_own(tmp_path, tuned
 
 def test_two_threads_make_videos_with_one_pipeline_and_leave_no_trace(tuned):
     """The bits of the same two in series; afterwards no hook is left and every weight, the temporal layers' included, is what it was."""
-    work = [{"prompt": prompt, "seeds": [seed], "eta": 1.0, "guidance_scale": 1.0} for seed, prompt in enumerate(PROMPTS)]
+    work = [{"prompt": prompt, "seeds": [seed], "eta": 1.0} for seed, prompt in enumerate(PROMPTS)]
     before, weights = hooks(tuned.unet), copy.deepcopy(tuned.unet.state_dict())
     expected = [sample(tuned, **call) for call in work]
     with ThreadPoolExecutor(2) as pool:
