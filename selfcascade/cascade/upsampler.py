@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from selfcascade.bases import fetch_artifact, names_artifact
-from selfcascade.cascade.families import BaseSpec, Inject
+from selfcascade.cascade.families import BaseSpec, Inject, refuse_other_base
 from selfcascade.cascade.residual_upsampler import Final, ReleasedUpsampler, ResidualUpsampler
 from selfcascade.cascade.schedule import Size
 from selfcascade.cascade.small_upsampler import BASIS, GROUPS, FrozenBasisUpsampler, GroupSharedUpsampler
@@ -211,11 +211,7 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
             SettingsError: another base, another family, another channel count; names both and the way out.
         """
         name = self._title()
-        if base is not None and self.config.base is not None and base != self.config.base:
-            raise SettingsError(
-                f"{name} was trained for base '{_short(self.config.base)}' but the pipeline holds '{_short(base)}'; "
-                f"retrain it or pass --base {self.config.base.partition('@')[0]}"
-            )
+        refuse_other_base(name, self.config.base, base)
         if self.config.family not in (None, spec.family.name):
             raise SettingsError(f"{name} was made for a base of family {self.config.family!r}, but this one is of family {spec.family.name!r}; choose another")
         made_for = (tuple(self.config.channels), self.config.time_width)
@@ -270,8 +266,3 @@ def count_parameters(**config: object) -> Count:
     """Numbers of a :class:`FeatureUpsampler` of that configuration; on the meta device, so nothing is allocated."""
     with torch.device("meta"):
         return FeatureUpsampler(**config).count()
-
-
-def _short(base: str) -> str:
-    name, _, version = base.partition("@")
-    return f"{name}@{version[:12]}" if version else name
