@@ -252,7 +252,7 @@ class _Report:
 
 def _put_preview(store: Store, plan: AdaptationPlan, previewer: Previewer, trainer: Trainer) -> str:
     key = _preview_key(plan, f"step-{trainer.step:06d}.png")
-    pictures = {"tuning-free": previewer.untuned(), f"step {trainer.step}": previewer.tuned(trainer.averaged())}
+    pictures = {previewer.without: previewer.untuned(), f"step {trainer.step}": previewer.tuned(trainer.averaged())}
     store.put_cache(key, preview_sheet(pictures, previewer.specs, size=trainer.settings.size))
     return key
 

@@ -66,8 +66,13 @@ class Previewer:
 
     def columns(self, trained: Trained) -> dict[str, list[Picture]]:
         """All of it by heading."""
-        without, tuned = ("bilinear", "learned") if isinstance(trained, LatentUpscaler) else ("tuning-free", "tuned")
-        return {"base": self.base(), without: self.untuned(), tuned: self.tuned(trained)}
+        tuned = "learned" if isinstance(trained, LatentUpscaler) else "tuned"
+        return {"base": self.base(), self.without: self.untuned(), tuned: self.tuned(trained)}
+
+    @property
+    def without(self) -> str:
+        """What it is called when nothing trained is used."""
+        return "bilinear" if self.settings.trainable == "latent-upscaler" else "tuning-free"
 
     @torch.no_grad()
     def _enlarge(self, upscaler: LatentUpscaler | None) -> list[Picture]:
