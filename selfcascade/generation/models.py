@@ -163,6 +163,7 @@ def resolve_device(name: str) -> torch.device:
 
 def _load_base(base: str, store: Store | None, version: str | None, dtype: torch.dtype, device: torch.device) -> SelfCascadePipeline:
     found = resolve_base(base, store)
+    refuse_videos(found)
     if version is not None and str(found) != version:
         raise SettingsError(f"base {found.name!r} is now at version {found.version[:12]} but was planned as {version[:80]}; run again")
     try:

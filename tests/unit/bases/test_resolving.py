@@ -13,6 +13,8 @@ import torch
 from selfcascade import SelfCascadePipeline
 from selfcascade.bases import folder_version, load_pipeline, refuse_videos, resolve_base
 from selfcascade.cascade.upsampler import FeatureUpsampler, load_upsampler
+from selfcascade.generation.models import load_pipeline as sampling_pipeline
+from selfcascade.generation.models import outline
 from selfcascade.settings import Settings, SettingsError
 from selfcascade.storage import Artifact, IntegrityError
 
@@ -142,7 +144,8 @@ def test_a_base_with_a_missing_part_is_refused_by_name(folder, tmp_path):
 def test_a_video_base_is_loaded_but_no_run_makes_pictures_with_it(tmp_path):
     resolved = resolve_base(str(models.saved_base(tmp_path / "clips", "video")))
     assert type(load_pipeline(resolved)).__name__ == "TextToVideoSDPipeline"
-    with pytest.raises(SettingsError, match=r"base 'clips' makes videos, but runs train on pictures .*SelfCascadePipeline") as error:
-        refuse_videos(resolved)
-    assert "\n" not in str(error.value)
+    for refused in (lambda: refuse_videos(resolved), lambda: outline(resolved), lambda: sampling_pipeline(str(tmp_path / "clips"), device="cpu")):
+        with pytest.raises(SettingsError, match=r"base 'clips' makes videos, but runs train on pictures .*SelfCascadePipeline") as error:
+            refused()
+        assert "\n" not in str(error.value)
     refuse_videos(resolve_base(str(models.saved_base(tmp_path / "pictures"))))
