@@ -105,7 +105,7 @@ def cascade_quality(
     asked = records[: arguments.prompts]
     specs = sample_specs([Prompt(id=record.key, text=record.caption) for record in asked], run_seed=0, per_prompt=1)
     made = sampled(pipeline, specs, settings)
-    made["real"] = [np.asarray(record.render(size)) for record in records[-640:]]
+    made["real"] = [np.asarray(record.render(size)) for record in records[-arguments.real :]]
 
     evaluation = EvaluationSettings(crop=arguments.crop)
     network = load_features(evaluation.features)
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--upscaler", help="latent upscaler: artifact or folder")
     parser.add_argument("--pictures", type=int, default=128, help="of part (a); 0 leaves it out")
     parser.add_argument("--prompts", type=int, default=128, help="of part (b); 0 leaves it out")
+    parser.add_argument("--real", type=int, default=640, help="pictures of the tune split that part (b) is compared with")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--start", type=float, default=0.5)
