@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
 from selfcascade.cascade.families import Family
@@ -21,16 +24,22 @@ class Conditioning:
     """(B or 2 B, L, D)."""
     pooled: Tensor | None
     """SDXL's pooled text, (B or 2 B, P)."""
+    images: list[Tensor] | None = None
+    """Embedded image prompts, one an IP-Adapter, (B or 2 B, N, D)."""
+    attention: dict[str, Any] | None = None
+    """``cross_attention_kwargs`` of the UNet: a LoRA's scale, an IP-Adapter's masks."""
 
     def of_stage(self, size: Size) -> dict[str, Any]:
         """Keyword arguments of the UNet's forward for a stage of this height and width in pixels.
 
         SDXL's size ids follow the stage: original and target size are the stage's own, the crop begins at (0, 0).
         """
-        if self.pooled is None:
-            return {}
-        ids = torch.tensor([[*size, 0, 0, *size]], dtype=self.text.dtype, device=self.text.device)
-        return {"added_cond_kwargs": {"text_embeds": self.pooled, "time_ids": ids.expand(len(self.pooled), -1)}}
+        added: dict[str, Any] = {} if self.images is None else {"image_embeds": self.images}
+        if self.pooled is not None:
+            ids = torch.tensor([[*size, 0, 0, *size]], dtype=self.text.dtype, device=self.text.device)
+            added |= {"text_embeds": self.pooled, "time_ids": ids.expand(len(self.pooled), -1)}
+        given = {"added_cond_kwargs": added or None, "cross_attention_kwargs": self.attention}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def encode(
@@ -45,6 +54,8 @@ def encode(
     negative_prompt_embeds: Tensor | None = None,
     pooled_prompt_embeds: Tensor | None = None,
     negative_pooled_prompt_embeds: Tensor | None = None,
+    image_embeds: list[Tensor] | None = None,
+    attention: dict[str, Any] | None = None,
 ) -> Conditioning:
     """Text of every sample, prompt by prompt, encoded by the stock pipeline of the family, so that textual inversions and long prompts behave as they do there.
 
@@ -59,12 +70,39 @@ def encode(
         negative_prompt_embeds: (P, L, D).
         pooled_prompt_embeds: SDXL, (P, W).
         negative_pooled_prompt_embeds: SDXL, (P, W).
+        image_embeds: one an IP-Adapter, (1 or B, N, D), with guidance (2 or 2 B, N, D), the unconditional half first.
+        attention: ``cross_attention_kwargs`` of the UNet; a LoRA's ``scale`` among them holds for the text encoders too.
     """
+    device = pipeline._execution_device
     given: dict[str, Any] = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-    common = {"prompt": prompt, "device": pipeline._execution_device, "num_images_per_prompt": per_prompt, "do_classifier_free_guidance": guided}
+    common = {"prompt": prompt, "device": device, "num_images_per_prompt": per_prompt, "do_classifier_free_guidance": guided}
+    stock = StableDiffusionXLPipeline if family.size_ids else StableDiffusionPipeline
     if family.size_ids:
         given |= {"pooled_prompt_embeds": pooled_prompt_embeds, "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds}
-        text, negative, pooled, negative_pooled = StableDiffusionXLPipeline.encode_prompt(pipeline, negative_prompt=negative_prompt, **common, **given)
-        return Conditioning(torch.cat([negative, text]), torch.cat([negative_pooled, pooled])) if guided else Conditioning(text, pooled)
-    text, negative = StableDiffusionPipeline.encode_prompt(pipeline, negative_prompt=negative_prompt, **common, **given)
-    return Conditioning(torch.cat([negative, text]) if guided else text, None)
+    with _lora_scaled((pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)), scale=(attention or {}).get("scale", 1.0)):
+        halves = stock.encode_prompt(pipeline, negative_prompt=negative_prompt, **common, **given)
+    # text, its negative, and of SDXL the same of the pooled text
+    text, *pooled = (torch.cat([negative, positive]) if guided else positive for positive, negative in zip(halves[::2], halves[1::2], strict=True))
+    images = None if image_embeds is None else [_of_every_sample(embeds.to(device), guided, batch=len(halves[0])) for embeds in image_embeds]
+    return Conditioning(text, pooled[0] if pooled else None, images, attention)
+
+
+def _of_every_sample(embeds: Tensor, guided: bool, *, batch: int) -> Tensor:
+    """Embeddings, (1 or B, N, D) or with guidance (2 or 2 B, N, D), as (B or 2 B, N, D)."""
+    return torch.cat([half.expand(batch, *half.shape[1:]) for half in (embeds.chunk(2) if guided else [embeds])])
+
+
+@contextmanager
+def _lora_scaled(encoders: Iterable[Any], *, scale: float) -> Iterator[None]:
+    """The encoders with their LoRAs at that scale, which diffusers leaves scaled where encoding fails."""
+    if scale == 1.0 or not USE_PEFT_BACKEND:
+        yield
+        return
+    present = [encoder for encoder in encoders if encoder is not None]
+    for encoder in present:
+        scale_lora_layers(encoder, scale)
+    try:
+        yield
+    finally:
+        for encoder in present:
+            unscale_lora_layers(encoder, scale)

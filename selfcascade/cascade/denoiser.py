@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from selfcascade.cascade.guidance import Guidance
 from selfcascade.cascade.injection import Features, pivot_features, unet_with_pivot
 from selfcascade.cascade.upsampler import FeatureUpsampler
+
+Residuals = Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Mapping[str, Any]]
+"""Takes what the UNet takes in one pass: the scaled noisy latent, (B or 2 B, C, H, W), the timestep, the text and the rest of the conditions. Returns what else
+the UNet takes, ``down_block_additional_residuals`` and ``mid_block_additional_residual``, or nothing."""
 
 
 class Denoiser:
@@ -30,6 +35,7 @@ class Denoiser:
         t_min: the upsampler guides while t is above this.
         strength: factor on what the upsampler adds.
         pivot_every: steps that the pivot's features of one timestep serve.
+        residuals: what a ControlNet adds, for every pass but the pivot's.
     """
 
     def __init__(
@@ -44,10 +50,12 @@ class Denoiser:
         t_min: int = 0,
         strength: float = 1.0,
         pivot_every: int = 1,
+        residuals: Residuals | None = None,
     ) -> None:
         self.unet, self.text, self.conditioning, self.guidance = unet, text, conditioning, guidance
         self.pivot = pivot if upsampler is not None and strength > 0 else None
         self.upsampler, self.t_min, self.strength, self.pivot_every = upsampler, t_min, strength, pivot_every
+        self.residuals = residuals
         self._kept: list[tuple[slice, Features]] = []
         self._steps_kept = 0
         self._dtype = unet.dtype  # diffusers walks every module to tell it
@@ -77,11 +85,12 @@ class Denoiser:
         """The UNet's output for some rows of the batch of both branches."""
         z = _repeat(z, rows)
         text, conditioning = self.text[rows], take_rows(self.conditioning, rows)
+        added = {} if self.residuals is None else self.residuals(z, t, text, conditioning)
         if self.upsampler is None or self.pivot is None or t <= self.t_min:
-            prediction: Tensor = self.unet(z, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
+            prediction: Tensor = self.unet(z, t, encoder_hidden_states=text, return_dict=False, **conditioning, **added)[0]
             return prediction
         features = self._features(self.pivot, t, rows, text, conditioning)
-        return unet_with_pivot(self.unet, z, t, text, upsampler=self.upsampler, features=features, strength=self.strength, **conditioning)
+        return unet_with_pivot(self.unet, z, t, text, upsampler=self.upsampler, features=features, strength=self.strength, **conditioning, **added)
 
     def _features(self, pivot: Tensor, t: Tensor, rows: slice, text: Tensor, conditioning: dict[str, Any]) -> Features:
         assert self.upsampler is not None
@@ -106,11 +115,13 @@ def _repeat(latent: Tensor, rows: slice) -> Tensor:
 
 
 def take_rows(conditioning: Any, rows: slice) -> Any:
-    """The rows of every tensor in nested dictionaries and lists; anything else, such as a factor, is left as it is."""
+    """The rows of every tensor in nested dictionaries and lists; anything else, such as a factor, is left as it is, and so are attention's own arguments:
+    an IP-Adapter's masks have no rows.
+    """
     if isinstance(conditioning, Tensor):
         return conditioning[rows] if conditioning.ndim else conditioning
     if isinstance(conditioning, dict):
-        return {name: take_rows(value, rows) for name, value in conditioning.items()}
+        return {name: value if name == "cross_attention_kwargs" else take_rows(value, rows) for name, value in conditioning.items()}
     if isinstance(conditioning, list | tuple):
         return type(conditioning)(take_rows(value, rows) for value in conditioning)
     return conditioning

@@ -53,7 +53,7 @@ def encode_pictures(vae: AutoencoderKL, pictures: Tensor, *, tile_above: int = T
 
     Args:
         vae: the base's autoencoder. One that overflows in half precision (``force_upcast``) encodes in fp32 and is given back in its own precision.
-        pictures: (B, 3, H, W), [-1, 1].
+        pictures: (B, 3, H, W), [-1, 1], on the device where the autoencoder runs, which is not the one that an offloaded one waits on.
         tile_above: pixels of a picture above which it is encoded in tiles.
 
     Returns:
@@ -61,6 +61,6 @@ def encode_pictures(vae: AutoencoderKL, pictures: Tensor, *, tile_above: int = T
     """
     tiled = pictures.shape[-2] * pictures.shape[-1] > tile_above
     with torch.no_grad(), prepared(vae, tiled=tiled):
-        pictures = pictures.to(vae.device, vae.dtype)
+        pictures = pictures.to(vae.dtype)
         modes = torch.cat([vae.encode(picture).latent_dist.mode().float() for picture in torch.split(pictures, 1)])
     return (modes - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

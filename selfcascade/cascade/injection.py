@@ -27,6 +27,9 @@ from selfcascade.cascade.upsampler import FeatureUpsampler
 
 Features = tuple[Tensor, ...]
 
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
+"""What ControlNets and T2I adapters add inside the UNet, in its forward's words: as large as the latent, so not for the pivot."""
+
 
 @dataclass
 class _Pass:
@@ -36,6 +39,8 @@ class _Pass:
     taps: tuple[Tap, ...]
     visit: Callable[[int, Tensor, Tensor], Tensor | None]
     """Takes the tap's number, the feature map and the time embedding; returns the map that replaces it, or None."""
+    residuals: bool = True
+    """Whether the UNet is given what ControlNets add."""
     visited: int = 0
 
 
@@ -84,7 +89,9 @@ def pivot_features(
         t: timestep at which the pivot passes, a scalar or (B,): the current one, or 0.
         encoder_hidden_states: text, (B, L, D).
         inject: where features are read.
-        conditioning: whatever else the UNet's forward takes, such as SDXL's ``added_cond_kwargs``.
+        conditioning: whatever else the UNet's forward takes, such as SDXL's ``added_cond_kwargs``. A ControlNet's residuals are left out, also those that a
+            hook of the user's gives: they have the latent's size, and would join the skips and the mid block after these were read. So are a T2I adapter's,
+            which Phi did not see in training.
 
     Returns:
         Four maps from shallow to deep, (B, C_n, h_n, w_n), for video (B, F, C_n, h_n, w_n).
@@ -96,7 +103,7 @@ def pivot_features(
         if level == len(this.taps) - 1:
             raise _EncoderDone
 
-    this = _Pass(_bare(unet), spec_of(_bare(unet)).taps(inject), read)
+    this = _Pass(_bare(unet), spec_of(_bare(unet)).taps(inject), read, residuals=False)
     with torch.no_grad(), suppress(_EncoderDone):
         _run(this, unet, pivot, t, encoder_hidden_states, conditioning)
     return tuple(features)
@@ -174,7 +181,17 @@ def _run(this: _Pass, unet: ModelMixin, z: Tensor, t: Tensor | float, text: Tens
 def _hook_all(unet: ModelMixin) -> list[Any]:
     spec = spec_of(unet)
     modules = sorted({tap.module for tap in (*spec.skip_taps, *spec.main_taps)})
-    return [unet.get_submodule(module).register_forward_hook(_hook(unet, module), with_kwargs=True) for module in modules]
+    taps = [unet.get_submodule(module).register_forward_hook(_hook(unet, module), with_kwargs=True) for module in modules]
+    return [unet.register_forward_pre_hook(_without_residuals, with_kwargs=True), *taps]
+
+
+@torch.compiler.disable
+def _without_residuals(unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Comes after the hooks that the user had put on the UNet before."""
+    this = _PASS.get()
+    if this is None or this.unet is not unet or this.residuals:
+        return None
+    return args, {name: value for name, value in kwargs.items() if name not in RESIDUALS}
 
 
 def _hook(unet: ModelMixin, module: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
-from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
@@ -20,12 +20,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 from selfcascade.bases import NEEDED, resolve_base
 from selfcascade.cascade.conditioning import encode
 from selfcascade.cascade.decoding import TILE_ABOVE, decode
+from selfcascade.cascade.denoiser import Residuals
 from selfcascade.cascade.encoding import as_pillow, encode_pictures, fitted
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.guidance import guided
 from selfcascade.cascade.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from selfcascade.cascade.noise import draw_noise
-from selfcascade.cascade.requirements import check_call, check_shape, count_prompts, stage_above
+from selfcascade.cascade.requirements import check_call, check_image_prompts, check_residuals, check_shape, check_text, count_prompts, stage_above
 from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
 from selfcascade.cascade.schedule import Size, stage_sizes
 from selfcascade.cascade.solver import solver_of
@@ -38,7 +39,7 @@ from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
 
-class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin):
+class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionXLLoraLoaderMixin):
     """Pictures of any size from a base of one size (arXiv 2402.10491); of a text-to-video base, videos, which grow in space and keep their frames.
 
     Stage 0 is ordinary sampling at the base's own area. Every later stage enlarges the clean latent of the one below (the pivot), noises it to step K and
@@ -221,6 +222,9 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image_embeds: list[Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        residuals: Residuals | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         tile_above: int = TILE_ABOVE,
         return_dict: bool = True,
@@ -260,6 +264,10 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             negative_prompt_embeds: (P, L, D).
             pooled_prompt_embeds: SDXL, (P, W).
             negative_pooled_prompt_embeds: SDXL, (P, W).
+            ip_adapter_image_embeds: one an IP-Adapter, as its pipeline's ``prepare_ip_adapter_image_embeds`` makes them: (1 or B, N, D), with guidance
+                (2 or 2 B, N, D), the unconditional half first.
+            cross_attention_kwargs: of the UNet's attention, in every pass; a LoRA's ``scale`` holds for the text encoders too.
+            residuals: what a ControlNet adds to the UNet in every step of every stage, such as a :class:`~.control.Control`; the pivot's pass has none.
             output_type: "latent" returns the clean scaled latent of the last stage, (B, C, h, w), for video (B, C, F, h, w), fp32.
             tile_above: pixels of a picture above which it is decoded, or encoded, in tiles.
             return_dict: an ``ImagePipelineOutput`` with ``images``, for video a ``VideoOutput`` with ``frames``, or a tuple.
@@ -286,6 +294,15 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         first = 0 if pivot is None else stage_above(pivot, [(shape[-2], shape[-1]) for shape in shapes])
         check_shape("latents", latents, (batch, *shapes[0]))
         check_shape("pivot", pivot, (batch, *shapes[first - 1]))
+        check_image_prompts(self.unet, ip_adapter_image_embeds, batch, guided=guided(guidance_scale))
+        check_residuals(self.unet, residuals, batch)
+        embeds = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        check_text(spec, self.unet, prompt, negative_prompt, embeds, prompts=prompts)
         base_steps, later_steps = count_steps(self.scheduler, recipe)
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -298,10 +315,9 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             negative_prompt=negative_prompt,
             per_prompt=num_images_per_prompt,
             guided=guided(guidance_scale),
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            **embeds,
+            image_embeds=ip_adapter_image_embeds,
+            attention=cross_attention_kwargs,
         )
         noise = draw_noise(generators, spec.latent_channels, [shape[1:] for shape in shapes], device)
         if latents is not None:
@@ -333,6 +349,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
                     upsampler=self.upsampler and self.upsampler.of(stage),
                     upscale=enlarge,
                     on_step=on_step,
+                    residuals=residuals,
                 )
 
         if output_type != "latent":
@@ -352,4 +369,4 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             raise SettingsError(f"{len(pictures)} images for {batch} samples; give one for all or one each")
         filled = [size for size in sizes[:-1] if all(picture.height >= size[0] and picture.width >= size[1] for picture in pictures)]
         size = filled[-1] if filled else sizes[0]
-        return encode_pictures(self.vae, fitted(pictures, size), tile_above=tile_above).expand(batch, -1, -1, -1)
+        return encode_pictures(self.vae, fitted(pictures, size).to(self._execution_device), tile_above=tile_above).expand(batch, -1, -1, -1)

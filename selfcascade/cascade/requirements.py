@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from diffusers import ModelMixin
 from torch import Generator, Tensor
 
+from selfcascade.cascade.control import Control
 from selfcascade.cascade.families import BaseSpec
 from selfcascade.cascade.schedule import Size, check_size
 from selfcascade.settings import SettingsError
@@ -58,6 +60,63 @@ def check_call(
         raise SettingsError(f"{len(generators)} generators for {batch} samples; give one for all or one each")
     if output_type not in ("pil", "np", "pt", "latent"):
         raise SettingsError(f"output_type={output_type!r} is not known; choose pil, np, pt or latent")
+
+
+def check_image_prompts(unet: ModelMixin, embeds: list[Tensor] | None, batch: int, *, guided: bool) -> None:
+    """Refuse image prompts without an IP-Adapter, an IP-Adapter without them, and embeddings, (1 or B, N, D) a half, of another count."""
+    unet = getattr(unet, "_orig_mod", unet)  # torch.compile wraps
+    adapters = len(getattr(getattr(unet, "encoder_hid_proj", None), "image_projection_layers", ()))
+    given = 0 if embeds is None else len(embeds)
+    if given != adapters:
+        raise SettingsError(
+            f"ip_adapter_image_embeds has {given} embeddings, but this UNet has {adapters} IP-Adapters; give one each, "
+            "by the prepare_ip_adapter_image_embeds of the pipeline that loaded them, or call its unload_ip_adapter()"
+        )
+    halves = 2 if guided else 1
+    for embedding in embeds or []:
+        if embedding.ndim not in (3, 4) or len(embedding) not in (halves, halves * batch):
+            raise SettingsError(
+                f"an embedding of ip_adapter_image_embeds has shape {tuple(embedding.shape)}, but this call needs {halves} or {halves * batch} in its batch"
+                f"{', the unconditional half first' if guided else ' (no guidance)'}"
+            )
+
+
+def check_residuals(unet: ModelMixin, residuals: object, batch: int) -> None:
+    """Refuse residuals that are no function, and a :class:`~.control.Control` that does not fit."""
+    if isinstance(residuals, Control):
+        residuals.check(getattr(unet, "_orig_mod", unet), batch)
+    elif residuals is not None and not callable(residuals):
+        raise SettingsError(
+            f"residuals is a {type(residuals).__name__}; every stage and step has its own, so give a Control (selfcascade.cascade.control) or a function"
+        )
+
+
+def check_text(
+    spec: BaseSpec,
+    unet: ModelMixin,
+    prompt: list[str] | None,
+    negative_prompt: list[str] | None,
+    embeds: Mapping[str, Tensor | None],
+    *,
+    prompts: int,
+) -> None:
+    """Refuse prompts that are no text, embeddings of another shape than (P, L, D), and those of SDXL without the pooled ones, (P, W)."""
+    for name, texts in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        if texts is not None and not all(isinstance(text, str) for text in texts):
+            strange = next(text for text in texts if not isinstance(text, str))
+            raise SettingsError(f"{name} holds {strange!r}; give a text or a list of texts")
+    if negative_prompt is not None and embeds["negative_prompt_embeds"] is not None:
+        raise SettingsError("give negative_prompt or negative_prompt_embeds, not both")
+    width = getattr(unet, "_orig_mod", unet).config["cross_attention_dim"]
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        text = embeds[name]
+        if text is not None and (text.ndim != 3 or len(text) != prompts or (isinstance(width, int) and text.shape[-1] != width)):
+            raise SettingsError(f"{name} has shape {tuple(text.shape)}, but this call needs ({prompts}, tokens, {width})")
+        pooled = name.replace("prompt", "pooled_prompt")
+        if spec.family.size_ids and (text is None) != (embeds[pooled] is None):
+            raise SettingsError(f"SDXL needs {name} and {pooled} together; its encode_prompt makes both")
+    if embeds["prompt_embeds"] is not None:
+        check_shape("negative_prompt_embeds", embeds["negative_prompt_embeds"], tuple(embeds["prompt_embeds"].shape))
 
 
 def check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
-from selfcascade.cascade.denoiser import Denoiser
+from selfcascade.cascade.denoiser import Denoiser, Residuals
 from selfcascade.cascade.guidance import Guidance
 from selfcascade.cascade.injection import attached
 from selfcascade.cascade.noise import StageNoise
@@ -97,6 +97,7 @@ def sample_stage(
     upsampler: FeatureUpsampler | None = None,
     upscale: Upscale | None = None,
     on_step: OnStep = lambda t, z, text: (z, text),
+    residuals: Residuals | None = None,
 ) -> Tensor:
     """Clean latent of one stage.
 
@@ -113,6 +114,7 @@ def sample_stage(
         upsampler: Phi; None is the tuning-free cascade.
         upscale: how the pivot grows, made of what ``recipe.upscale`` names and needs; None is that name where it needs nothing.
         on_step: called after every step.
+        residuals: what a ControlNet adds, for every pass but the pivot's.
     """
     stage: Literal["base", "later"] = "base" if pivot is None else "later"
     scheduler = prepare(scheduler, recipe.steps_of(stage), device=noise.entry.device)
@@ -132,6 +134,7 @@ def sample_stage(
         t_min=recipe.t_min,
         strength=recipe.strength,
         pivot_every=recipe.pivot_every,
+        residuals=residuals,
     )
     with nullcontext() if upsampler is None else attached(unet):
         for t in timesteps:
