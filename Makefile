@@ -35,6 +35,7 @@ mutants: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python tests/bench/base.py selfcascade/bases/tiny-emoji
 	$(BIN)/python tests/bench/sampling.py --sixteen --out bench.json
+	$(BIN)/python tests/bench/memory.py --out memory.json
 
 # Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.
 configs: $(VENV)/.dev
