@@ -16,7 +16,9 @@ Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Memory = Literal["fast", "lean", "offload"]
 Scheduler = Literal["ddim", "euler", "euler-ancestral", "dpm++", "unipc", "lcm"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
-Method = Literal["base", "lanczos", "latent-sr", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "tuning-free", "tuned"]
+Method = Literal[
+    "base", "lanczos", "latent-sr", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "lora", "full", "tuning-free", "tuned"
+]
 
 
 class StoreSettings(Settings):
@@ -209,7 +211,9 @@ class X4Settings(Settings):
 class BaselineSettings(Settings):
     """What the cascade is compared with."""
 
-    eta: float = Field(1.0, ge=0, le=1, description="DDIM's eta of attention-scaling, scalecrafter and hidiffusion (ScaleCrafter: 1); direct has cascade.eta")
+    eta: float = Field(
+        1.0, ge=0, le=1, description="DDIM's eta of the baselines that sample the target size from noise (ScaleCrafter: 1), but direct: cascade.eta"
+    )
     scalecrafter: ScaleCrafterSettings = ScaleCrafterSettings()
     x4: X4Settings = X4Settings()
 
@@ -254,18 +258,21 @@ class LatentUpscalerSettings(Settings):
 
 
 class AdaptationSettings(Settings):
-    """Training of the feature upsampler (paper algorithm 1), or of the latent upscaler, on a frozen base."""
+    """Training on a base: of the feature upsampler (paper algorithm 1), of the latent upscaler, or of a tuned baseline."""
 
     name: Name = where("upsampler", description="name of the artifact")
     dataset: str = where("datasets/pictures", description="dataset artifact: kind/name, or kind/name@version")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
     size: int = Field(256, ge=64, multiple_of=8, description="side of the target pictures in pixels; the pivot has half of it")
-    trainable: Literal["upsampler", "latent-upscaler"] = Field(
-        "upsampler", description="upsampler: artifact upsamplers/NAME, for method tuned; latent-upscaler: upscalers/NAME, for upscale learned and latent-sr"
+    trainable: Literal["upsampler", "latent-upscaler", "lora", "full"] = Field(
+        "upsampler",
+        description="upsampler: artifact upsamplers/NAME, for method tuned; latent-upscaler: upscalers/NAME, for upscale learned and latent-sr;"
+        " lora: adapters/NAME, full: unets/NAME, for the methods of that name",
     )
     upsampler: UpsamplerSettings = UpsamplerSettings()
     upscaler: LatentUpscalerSettings = LatentUpscalerSettings()
-    start: float = Field(0.7, gt=0, le=1, description="t is drawn from 0 to start * T - 1 (paper: K = 700)")
+    rank: int = Field(4, ge=1, le=1024, description="of lora, on every linear layer of the UNet (paper: 4 and 32)")
+    start: float = Field(0.7, gt=0, le=1, description="t is drawn from 0 to start * T - 1 (paper: K = 700); lora and full train on all of T")
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch: int = Field(16, ge=1, description="samples a step")
     lr: float = Field(3e-4, gt=0, description="learning rate of AdamW (paper: 5e-5)")
@@ -303,10 +310,11 @@ class GenerationSettings(Settings):
     method: Method = Field(
         "tuning-free",
         description="base: native size; lanczos, latent-sr and x4-upscaler: enlarged base; direct, attention-scaling, scalecrafter and hidiffusion: target size"
-        " from noise; tuning-free and tuned: the cascade",
+        " from noise; lora and full: the same by a tuned base; tuning-free and tuned: the cascade",
     )
     upsampler: str | None = where(None, description="upsampler artifact or folder, for method tuned")
     upscaler: str | None = where(None, description="latent upscaler artifact (upscalers/NAME) or folder, for cascade.upscale learned and method latent-sr")
+    finetuned: str | None = where(None, description="LoRA (adapters/NAME) for method lora, UNet (unets/NAME) for method full; artifact or folder")
     prompts: PromptSettings = PromptSettings()
     cascade: CascadeSettings = CascadeSettings()
     baselines: BaselineSettings = BaselineSettings()
@@ -325,6 +333,8 @@ class GenerationSettings(Settings):
     def _tuned_has_upsampler(self) -> GenerationSettings:
         if self.method != "tuned" and self.upsampler is not None:
             raise ValueError(f"upsampler is set but method is {self.method!r}; use method 'tuned' or leave upsampler out")
+        if self.method not in ("lora", "full") and self.finetuned is not None:
+            raise ValueError(f"finetuned is set but method is {self.method!r}; use method 'lora' or 'full', or leave finetuned out")
         return self
 
 

@@ -15,23 +15,32 @@ from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_sh
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
 from selfcascade.adaptation.folder import put_folder
 from selfcascade.adaptation.latent_error import latent_errors
-from selfcascade.adaptation.objective import LatentObjective, NoiseObjective, Objective
+from selfcascade.adaptation.objective import NoiseObjective
 from selfcascade.adaptation.preview import Previewer, preview_sheet, preview_specs
-from selfcascade.adaptation.requirements import check_dataset, check_precision, enough_memory, stage_of
+from selfcascade.adaptation.requirements import check_dataset, check_packages, check_precision, enough_memory, stage_of
+from selfcascade.adaptation.start import trainer_of
 from selfcascade.adaptation.trainer import Trainer
+from selfcascade.baselines.finetune import KINDS as FINETUNES
 from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
-from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
-from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Kind, Plan, Store, resolve
 
-KINDS: Mapping[str, Kind] = MappingProxyType({"upsampler": "upsamplers", "latent-upscaler": "upscalers"})
+KINDS: Mapping[str, Kind] = MappingProxyType({"upsampler": "upsamplers", "latent-upscaler": "upscalers", "lora": FINETUNES["lora"], "full": FINETUNES["full"]})
 """Kind of artifact of what is trained."""
+LEANER: Mapping[str, str] = MappingProxyType(
+    {
+        "upsampler": "upsampler.inject=skip or compute.dtype=bfloat16",
+        "latent-upscaler": "a smaller upscaler.width or compute.dtype=bfloat16",
+        "lora": "compute.dtype=bfloat16",
+        "full": "trainable=lora or compute.dtype=bfloat16",
+    }
+)
+"""What takes less memory in training."""
 
 
 class AdaptationPlan(Plan):
@@ -80,12 +89,14 @@ def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str =
         device: torch device: auto, cpu, cuda, cuda:1, mps.
 
     Raises:
-        SettingsError: dataset or base is unknown, too few or too small pictures, a size that the base does not take, a precision that the device lacks.
+        SettingsError: dataset or base is unknown, too few or too small pictures, a size that the base does not take, a precision that the device lacks,
+            a package that is not installed.
     """
     dataset = resolve(store, settings.dataset, "datasets")
     base = resolve_base(settings.base, store)
     artifact = _artifact(settings, store, dataset, base)
     chosen = resolve_device(device)
+    check_packages(settings)
     check_precision(settings, chosen)
     check_dataset(settings, dataset)
     stage_of(settings, base)
@@ -144,11 +155,11 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     if plan.published:
         return 0
     base = _base(settings, store, plan)
-    with torch_threads(settings.compute.threads), enough_memory(settings, remedy="lower the batch, or use upsampler.inject=skip or compute.dtype=bfloat16"):
+    with torch_threads(settings.compute.threads), enough_memory(settings, remedy=f"lower the batch, or use {LEANER[settings.trainable]}"):
         latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
         pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
-        trainer = _trainer(settings, plan, pipeline, latents, base)
+        trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device))
         newest = checkpoints.newest()
         if newest is not None:
             trainer.restore(newest.tensors, newest.record)
@@ -186,7 +197,7 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
                 reached = 0 if newest is None else newest.step
                 raise SettingsError(f"{plan.ref} is trained to step {reached} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
             pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
-            trainer = _trainer(settings, plan, pipeline, latents, base)
+            trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device))
             trainer.restore(newest.tensors, newest.record)
             previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
             objects = put_folder(artifact, trainer, previewer, dataset=dataset, base=base)
@@ -263,31 +274,6 @@ def _preview_key(plan: AdaptationPlan, name: str) -> str:
 
 def _artifact(settings: AdaptationSettings, store: Store, dataset: Artifact, base: ResolvedBase) -> Artifact:
     return Artifact.plan(store, KINDS[settings.trainable], settings.name, settings, {"dataset": dataset.ref.version, "base": base.version})
-
-
-def _trainer(settings: AdaptationSettings, plan: AdaptationPlan, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase) -> Trainer:
-    """A trainer at step 0. Initial weights come from the run's seed and leave torch's own generator as it was."""
-    device = torch.device(plan.device)
-    spec, made_for = spec_of(pipeline.unet, pipeline.vae), {"base": str(base), "size": (settings.size, settings.size)}
-    objective: Objective
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        if settings.trainable == "latent-upscaler":
-            upscaler = LatentUpscaler.for_base(spec, **settings.upscaler.model_dump(include={"width", "blocks"}), **made_for)
-            objective = LatentObjective(upscaler, settings=settings, device=device)
-        else:
-            upsampler = FeatureUpsampler.for_base(spec, **settings.upsampler.model_dump(), **made_for, stage=stage_of(settings, base))
-            scheduler = pipeline.scheduler
-            objective = NoiseObjective(
-                pipeline.unet,
-                upsampler,
-                alphas_cumprod=scheduler.alphas_cumprod,
-                prediction=scheduler.config.prediction_type,
-                latents=latents,
-                settings=settings,
-                device=device,
-            )
-    return Trainer(objective, latents=latents, settings=settings, device=device)
 
 
 def _latents(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, base: ResolvedBase) -> LatentCache:

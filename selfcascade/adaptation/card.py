@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -22,6 +23,9 @@ VARIANTS = {
     "C": "the paper's structure with every weight shared by the channels of a group",
     "D": "the paper's structure inside a subspace of four directions a level, fitted to features of the base",
 }
+
+BESIDE = ", and no weight of the base, which it needs and does not change"
+TUNED = ("The base's own loss at the target size", "noise MSE, or that of the velocity where the base predicts it, at timesteps over all of T.")
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,15 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
         settings: of the run.
         log: of each step ``step``, ``loss``, ``lr`` and ``grad_norm``.
     """
-    name = facts.base.partition("@")[0]
-    words = _latent_upscaler(facts, settings) if settings.trainable == "latent-upscaler" else _feature_upsampler(facts, settings)
+    name = _name(facts)
+    words = WORDS[settings.trainable](facts, settings)
     epochs = settings.steps * settings.batch / facts.train_samples
     front = {"library_name": "diffusers", "tags": ["text-to-image", "self-cascade", words.tag], "base_model": name}
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {facts.title}",
-        f"{words.what} It holds {_numbers(facts)}{words.on}, and no weight of the base, which it needs and does not change.",
-        "```python\nfrom selfcascade import SelfCascadePipeline\n"
-        f'pipe = SelfCascadePipeline.from_pretrained("{name}", {words.component}="this folder")\n'
-        f'image = pipe("{_quoted(facts.prompts)}", height={settings.size}, width={settings.size}, {words.call}).images[0]\n```',
+        f"{words.what} It holds {_numbers(facts)}{words.on}.",
+        f"```python\n{words.snippet}\n```",
         "## Training",
         f"{words.training[0]}: {settings.steps:,} steps of {settings.batch} samples out of the {facts.train_samples:,} pictures in the train split of "
         f"`{facts.dataset}` ({epochs:.1f} epochs); {words.training[1]} The published weights are the moving average.",
@@ -82,7 +84,7 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
     sections += [
         "## Licence",
         f"Pictures: {PICTURES.get(facts.source, f'those of `{facts.dataset}` (source: {facts.source}); their own licence applies.')}",
-        f"Base: the licence of `{name}` governs what is made with it and this upsampler together.",
+        f"Base: the licence of `{name}` governs what is made with {'it' if settings.trainable == 'full' else 'it and these weights together'}.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -94,8 +96,7 @@ class _Words:
     tag: str
     what: str
     on: str
-    component: str
-    call: str
+    snippet: str
     training: tuple[str, str]
     previews: str
 
@@ -106,9 +107,8 @@ def _feature_upsampler(facts: Facts, settings: AdaptationSettings) -> _Words:
         tag="feature-upsampler",
         what=f"Time-aware feature upsampler of Self-Cascade diffusion (arXiv 2402.10491), for the base `{facts.base}`, trained at {settings.size} x "
         f"{settings.size} pixels. Variant {variant}: {VARIANTS[variant]}.",
-        on=f" on features of {', '.join(str(width) for width in facts.channels)} channels",
-        component="upsampler",
-        call=f"start={settings.start:g}",
+        on=f" on features of {', '.join(str(width) for width in facts.channels)} channels{BESIDE}",
+        snippet=_in_the_cascade(facts, settings, component="upsampler", call=f"start={settings.start:g}"),
         training=("Algorithm 1 of the paper", f"noise MSE at timesteps below K = {settings.start:g} T."),
         previews="the base, the cascade without this upsampler, the cascade with it",
     )
@@ -122,12 +122,66 @@ def _latent_upscaler(facts: Facts, settings: AdaptationSettings) -> _Words:
         tag="latent-upscaler",
         what=f"Latent upscaler for Self-Cascade diffusion (arXiv 2402.10491), for the base `{facts.base}`, trained from {settings.size // 2} to "
         f"{settings.size} pixels a side: it makes the latent of a picture at up to twice the size from its latent, between the stages of a cascade or alone.",
-        on="",
-        component="latent_upscaler",
-        call='upscale="learned"',
+        on=BESIDE,
+        snippet=_in_the_cascade(facts, settings, component="latent_upscaler", call='upscale="learned"'),
         training=("Regression of the latent of a picture from the latent of the picture at half its size", f"{distance} error of latents.{errors}"),
         previews="the base, its latent enlarged bilinearly and decoded, its latent enlarged by this upscaler and decoded",
     )
+
+
+def _lora(facts: Facts, settings: AdaptationSettings) -> _Words:
+    return _Words(
+        tag="lora",
+        what=f"LoRA of rank {settings.rank} on every linear layer of the UNet of the base `{facts.base}`, trained at {settings.size} x {settings.size} pixels "
+        "as a baseline for Self-Cascade diffusion (arXiv 2402.10491).",
+        on=BESIDE,
+        snippet=_alone(facts, settings, module="lora", argument="adapter")
+        + '\n\n# or in diffusers, where the base is a stock pipeline\npipeline.load_lora_weights("this folder")',
+        training=TUNED,
+        previews="the base, the base asked for the target size at once, the same with this LoRA",
+    )
+
+
+def _full(facts: Facts, settings: AdaptationSettings) -> _Words:
+    return _Words(
+        tag="full-fine-tuning",
+        what=f"The UNet of the base `{facts.base}`, all of its weights trained on at {settings.size} x {settings.size} pixels as a baseline for Self-Cascade "
+        "diffusion (arXiv 2402.10491).",
+        on=", and nothing else of the base, whose autoencoder and text encoder it needs",
+        snippet=_alone(facts, settings, module="full", argument="unet") + '\n\n# or in diffusers\nunet = UNet2DConditionModel.from_pretrained("this folder")',
+        training=TUNED,
+        previews="the base, the base asked for the target size at once, the same with this UNet",
+    )
+
+
+def _in_the_cascade(facts: Facts, settings: AdaptationSettings, *, component: str, call: str) -> str:
+    return "\n".join(
+        (
+            "from selfcascade import SelfCascadePipeline",
+            f'pipe = SelfCascadePipeline.from_pretrained("{_name(facts)}", {component}="this folder")',
+            f'image = pipe("{_quoted(facts.prompts)}", height={settings.size}, width={settings.size}, {call}).images[0]',
+        )
+    )
+
+
+def _alone(facts: Facts, settings: AdaptationSettings, *, module: str, argument: str) -> str:
+    return "\n".join(
+        (
+            "from selfcascade import SelfCascadePipeline",
+            f"from selfcascade.baselines import {module}",
+            f'pipe = SelfCascadePipeline.from_pretrained("{_name(facts)}")',
+            f'image = {module}.sample(pipe, "{_quoted(facts.prompts)}", height={settings.size}, width={settings.size}, {argument}="this folder").images[0]',
+        )
+    )
+
+
+WORDS: Mapping[str, Callable[[Facts, AdaptationSettings], _Words]] = MappingProxyType(
+    {"upsampler": _feature_upsampler, "latent-upscaler": _latent_upscaler, "lora": _lora, "full": _full}
+)
+
+
+def _name(facts: Facts) -> str:
+    return facts.base.partition("@")[0]
 
 
 def _numbers(facts: Facts) -> str:

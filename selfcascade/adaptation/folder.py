@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from selfcascade.adaptation.card import Facts, model_card
@@ -16,8 +17,12 @@ from selfcascade.adaptation.latent_error import latent_errors
 from selfcascade.adaptation.objective import Trained
 from selfcascade.adaptation.preview import Picture, Previewer, preview_sheet
 from selfcascade.adaptation.trainer import COLUMNS, Trainer
+from selfcascade.baselines.finetune import FILES, RECORD, Record
+from selfcascade.baselines.lora import Lora
 from selfcascade.bases import ResolvedBase
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
+from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.config import AdaptationSettings
 from selfcascade.storage import Artifact
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,8 +35,8 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
     settings = trainer.settings
     trained = trainer.averaged().to("cpu", torch.float32)
     with TemporaryDirectory(prefix="selfcascade-") as folder:
-        trained.save_pretrained(folder)
-        for name in ("config.json", WEIGHTS):
+        names = _save(trained, Path(folder), settings, base)
+        for name in names:
             artifact.put(name, Path(folder, name))
             artifact.download(name, Path(folder, name))
         adopted: Trained = type(trained).from_pretrained(folder, use_safetensors=True).to(trainer.device).eval()
@@ -40,7 +45,7 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
     pq.write_table(pa.Table.from_pylist(rows, schema=LOSS_SCHEMA), buffer, compression="zstd")
     artifact.put("loss.parquet", buffer.getvalue())
     log = pq.read_table(io.BytesIO(artifact.read("loss.parquet"))).to_pylist()
-    names = ["config.json", WEIGHTS, "loss.parquet"]
+    names = [*names, "loss.parquet"]
     if previewer.specs:
         pictures = previewer.columns(adopted)
         for spec, picture in zip(previewer.specs, list(pictures.values())[-1], strict=True):
@@ -50,6 +55,18 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
         artifact.put(names[-1], preview_sheet(pictures, previewer.specs, size=settings.size))
     artifact.put("README.md", model_card(_facts(adopted, trainer, previewer, dataset, base), settings, log).encode())
     return [*names, "README.md"]
+
+
+def _save(trained: Trained, folder: Path, settings: AdaptationSettings, base: ResolvedBase) -> list[str]:
+    """Write the weights, and what they belong to, as diffusers reads them, in one file whatever their size; returns the names of the files."""
+    if isinstance(trained, Lora):
+        trained.save_pretrained(folder)
+        return [*FILES["lora"], RECORD]
+    if isinstance(trained, UNet2DConditionModel):
+        trained.register_to_config(_name_or_path=str(base))  # diffusers would keep the path of the folder that it was loaded from
+        Record(way="full", base=str(base), size=(settings.size, settings.size)).save(folder)
+    trained.save_pretrained(folder, max_shard_size="1TB")
+    return ["config.json", WEIGHTS, *([RECORD] if isinstance(trained, UNet2DConditionModel) else [])]
 
 
 def _facts(trained: Trained, trainer: Trainer, previewer: Previewer, dataset: Artifact, base: ResolvedBase) -> Facts:
@@ -62,7 +79,7 @@ def _facts(trained: Trained, trainer: Trainer, previewer: Previewer, dataset: Ar
         train_samples=len(trainer.order.keys),
         parameters=sum(parameter.numel() for _, parameter in trainer.trainable),
         fitted=sum(buffer.numel() for buffer in trained.buffers()),
-        channels=() if isinstance(trained, LatentUpscaler) else tuple(trained.config.channels),
+        channels=tuple(trained.config.channels) if isinstance(trained, FeatureUpsampler) else (),
         errors=latent_errors(trained, trainer.latents) if isinstance(trained, LatentUpscaler) else {},
         prompts=tuple(spec.prompt for spec in previewer.specs),
     )

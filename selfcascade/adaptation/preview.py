@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
 from selfcascade.adaptation.cache import LatentCache
 from selfcascade.adaptation.objective import Trained
+from selfcascade.baselines.lora import Lora
 from selfcascade.cascade.decoding import decode
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
@@ -21,6 +24,10 @@ from selfcascade.generation.seeds import SampleSpec, sample_generator, sample_sp
 from selfcascade.generation.sheet import contact_sheet
 
 Picture = NDArray[np.uint8]
+HEADINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"upsampler": ("tuning-free", "tuned"), "latent-upscaler": ("bilinear", "learned"), "lora": ("direct", "lora"), "full": ("direct", "full")}
+)
+"""What the previews are called without and with what is trained."""
 
 
 def preview_specs(latents: LatentCache, settings: AdaptationSettings) -> list[SampleSpec]:
@@ -36,7 +43,8 @@ class Previewer:
     """Draws the previews with a base and what was trained so far. The pictures of the base are sampled once.
 
     A feature upsampler is shown by the cascade with it and without it. A latent upscaler is shown alone: its enlargement of the base's latent and the
-    bilinear one, both decoded without a further step of diffusion, which would hide most of the difference.
+    bilinear one, both decoded without a further step of diffusion, which would hide most of the difference. A tuned UNet is shown by direct sampling at the
+    target size, as the base is beside it.
     """
 
     def __init__(self, pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: AdaptationSettings) -> None:
@@ -62,17 +70,20 @@ class Previewer:
         """What they become with ``trained``."""
         if isinstance(trained, LatentUpscaler):
             return self._enlarge(trained)
+        if isinstance(trained, Lora):
+            return self._draw(SelfCascadePipeline.from_pipe(self.pipe, unet=trained.added_to(self.pipe.unet)))
+        if isinstance(trained, UNet2DConditionModel):
+            return self._draw(SelfCascadePipeline.from_pipe(self.pipe, unet=trained.to(dtype=self.pipe.unet.dtype)))
         return self._draw(SelfCascadePipeline.from_pipe(self.pipe, upsampler=trained))
 
     def columns(self, trained: Trained) -> dict[str, list[Picture]]:
         """All of it by heading."""
-        tuned = "learned" if isinstance(trained, LatentUpscaler) else "tuned"
-        return {"base": self.base(), self.without: self.untuned(), tuned: self.tuned(trained)}
+        return {"base": self.base(), self.without: self.untuned(), HEADINGS[self.settings.trainable][1]: self.tuned(trained)}
 
     @property
     def without(self) -> str:
         """What it is called when nothing trained is used."""
-        return "bilinear" if self.settings.trainable == "latent-upscaler" else "tuning-free"
+        return HEADINGS[self.settings.trainable][0]
 
     @torch.no_grad()
     def _enlarge(self, upscaler: LatentUpscaler | None) -> list[Picture]:
@@ -82,7 +93,10 @@ class Previewer:
     def _draw(self, pipe: SelfCascadePipeline) -> list[Picture]:
         pipe.set_progress_bar_config(disable=True)
         size = self.settings.size
-        latents = [self._sample(pipe, spec, height=size, width=size, pivot=pivot) for spec, pivot in zip(self.specs, self._bases(), strict=True)]
+        if self.settings.trainable in ("lora", "full"):
+            latents = [self._sample(pipe, spec, sizes=[(size, size)]) for spec in self.specs]
+        else:
+            latents = [self._sample(pipe, spec, height=size, width=size, pivot=pivot) for spec, pivot in zip(self.specs, self._bases(), strict=True)]
         return [_picture(decode(pipe.vae, latent)) for latent in latents]
 
     def _bases(self) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from selfcascade.baselines.lora import check_peft
 from selfcascade.bases import ResolvedBase, refuse_videos
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.schedule import stage_sizes
@@ -35,6 +36,16 @@ def check_dataset(settings: AdaptationSettings, dataset: Artifact) -> None:
     # A curation that asks for captions has them; only where it does not is the table worth reading.
     if manifest.settings.get("filters", {}).get("min_caption_chars", 0) == 0 and not any(_captions(dataset)):
         raise SettingsError(f"{dataset.ref} has no captions; adaptation needs them: put .txt files or metadata.jsonl beside the pictures and curate again")
+
+
+def check_packages(settings: AdaptationSettings) -> None:
+    """Refuse to train what needs a package that is not installed.
+
+    Raises:
+        SettingsError: names the package and how to get it.
+    """
+    if settings.trainable == "lora":
+        check_peft()
 
 
 def check_precision(settings: AdaptationSettings, device: torch.device) -> None:

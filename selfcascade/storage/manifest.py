@@ -12,7 +12,7 @@ from selfcascade.settings import Settings, canonical_json, digest_of
 from selfcascade.storage.entry import HEX, ObjectEntry
 from selfcascade.storage.errors import IntegrityError
 
-Kind = Literal["datasets", "bases", "upsamplers", "upscalers", "samples", "reports"]
+Kind = Literal["datasets", "bases", "upsamplers", "upscalers", "adapters", "unets", "samples", "reports"]
 KINDS: tuple[str, ...] = get_args(Kind)
 MANIFEST = "manifest.json"
 
