@@ -46,6 +46,9 @@ def pipeline_of(name: str, device: str) -> tuple[SelfCascadePipeline, dict[str, 
     noise = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
     small = models.base("sdxl" if xl else "sd21")
     parts = {key: value for key, value in small.components.items() if key not in ("unet", "scheduler", "vae")}
+    for key in ("text_encoder", "text_encoder_2"):
+        if parts.get(key) is not None:
+            parts[key].to(torch.bfloat16)
     parts |= {"unet": unet, "scheduler": noise, "vae": AutoencoderKL(**VAE).eval().requires_grad_(False)}
     stock = StableDiffusionXLPipeline(**parts) if xl else StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipeline = SelfCascadePipeline.from_pipe(stock).to(device)

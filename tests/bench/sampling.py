@@ -88,6 +88,9 @@ def shaped(name: str, published: str, divisor: int, probe: int) -> Subject:
     noise = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
     small = models.base("sdxl" if xl else "sd21")
     parts = {key: value for key, value in small.components.items() if key not in ("unet", "scheduler")}
+    for key in ("text_encoder", "text_encoder_2"):
+        if parts.get(key) is not None:
+            parts[key].to(torch.bfloat16)
     kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     extra = {} if xl else {"requires_safety_checker": False}
     pipeline = quiet(SelfCascadePipeline.from_pipe(kind(**parts | {"unet": unet, "scheduler": noise}, **extra)))
