@@ -13,6 +13,7 @@ from typing import Any, Self
 import safetensors.torch
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, StableDiffusionPipeline
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from selfcascade.baselines import direct
@@ -110,7 +111,7 @@ def adapted(unet: ModelMixin, found: Finetune) -> ModelMixin:
     try:
         state = StableDiffusionPipeline.lora_state_dict(found.folder, weight_name=found.weights.name, use_safetensors=True, unet_config=unet.config)
         return _loaded(unet, *state)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"LoRA {found.reference!r} does not load into the base's UNet: {' '.join(str(error).split())[:300]}") from None
@@ -184,7 +185,8 @@ def _loaded(unet: ModelMixin, state: dict[str, Tensor], alphas: dict[str, float]
     StableDiffusionPipeline.load_lora_into_unet(state, alphas, own, low_cpu_mem_usage=True)
     for name, parameter in own.named_parameters():
         if ".lora_" in name:
-            parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype)
+            # Copied: tensors that lie inside a mapped file are not aligned, and kernels then sum in another order.
+            parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype, copy=True)
     return own.eval().requires_grad_(False)
 
 

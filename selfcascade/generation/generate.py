@@ -24,6 +24,7 @@ from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Kind, Plan, Store, entry_of, resolve
 
 if TYPE_CHECKING:
+    from selfcascade.baselines.finetune import Way
     from selfcascade.cascade.families import BaseSpec
 
 _STAGES = ("start", "upscale", "t_min", "strength", "later_steps", "guidance_interval", "pivot_every")
@@ -37,13 +38,22 @@ _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
         "attention-scaling": (*_STAGES, "eta"),
         "scalecrafter": (*_STAGES, "eta"),
         "hidiffusion": (*_STAGES, "eta"),
+        "lora": (*_STAGES, "eta"),
+        "full": (*_STAGES, "eta"),
         "tuning-free": ("t_min", "strength", "pivot_every"),
         "tuned": (),
     }
 )
 """Settings of the cascade that a method does not look at."""
 _USED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
-    {"x4-upscaler": ("x4",), "attention-scaling": ("eta",), "scalecrafter": ("eta", "scalecrafter"), "hidiffusion": ("eta",)}
+    {
+        "x4-upscaler": ("x4",),
+        "attention-scaling": ("eta",),
+        "scalecrafter": ("eta", "scalecrafter"),
+        "hidiffusion": ("eta",),
+        "lora": ("eta",),
+        "full": ("eta",),
+    }
 )
 """Settings of the baselines that a method looks at. Of these methods each applies to some bases and sizes only."""
 
@@ -51,10 +61,11 @@ _USED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
 class GenerationPlan(Plan):
     """Which samples there are, in which chunks, from which versions of base, upsampler and prompts."""
 
-    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler, latent upscaler or x4 upscaler")
+    inputs: dict[str, str] = Field(description="versions of base, prompts and, where there is one, upsampler, latent or x4 upscaler, LoRA, fine-tuned UNet")
     base: str = Field(description="the base as a worker finds it again, at a fixed version where it is an artifact")
     upsampler: str | None = Field(description="the same of the upsampler")
     upscaler: str | None = Field(description="the same of the latent upscaler")
+    finetuned: str | None = Field(None, description="the same of the LoRA or the fine-tuned UNet")
     chunks: dict[int, tuple[SampleSpec, ...]] = Field(description="samples of each unit, in key order")
 
     def only(self, index: int) -> GenerationPlan:
@@ -93,16 +104,19 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
     """Find the inputs and lay out the chunks. Writes nothing and loads no weights but those of upsampler and latent upscaler.
 
     Raises:
-        SettingsError: no prompts, a bad prompt file, no such base or upsampler, an upsampler of another base, or a size that the base cannot make.
+        SettingsError: no prompts, a bad prompt file, no such base or upsampler, an upsampler or LoRA of another base, or a size that the base cannot make.
     """
     base, base_reference = _find_base(settings, store)
     prompts = load_prompts(settings.prompts, store)
     inputs = {"base": str(base), "prompts": prompts_version(prompts)}
-    upsampler = upscaler = None
+    upsampler = upscaler = finetuned = None
     if settings.method == "tuned":
         upsampler, inputs["upsampler"] = _find_upsampler(settings, store)
     if needs_upscaler(settings):
         upscaler, inputs["upscaler"] = _find_upscaler(settings, store)
+    if settings.method in ("lora", "full"):
+        finetuned, role, version = _find_finetuned(settings, store)
+        inputs[role] = version
     if settings.method == "x4-upscaler":
         from selfcascade.baselines.upscaler_x4 import resolve_upscaler
 
@@ -110,7 +124,7 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
     artifact = _artifact(settings, store, inputs)
     published = artifact.published()
     if not published:
-        _check(settings, store, base, upsampler, upscaler)
+        _check(settings, store, base, upsampler, upscaler, finetuned)
     specs = sample_specs(prompts, run_seed=settings.seed, per_prompt=settings.prompts.per_prompt, negative_prompt=settings.negative_prompt)
     chunks = {start // settings.chunk: specs[start : start + settings.chunk] for start in range(0, len(specs), settings.chunk)}
     there = artifact.existing()
@@ -127,6 +141,7 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
         base=base_reference,
         upsampler=upsampler,
         upscaler=upscaler,
+        finetuned=finetuned,
         chunks=chunks,
     )
 
@@ -209,6 +224,28 @@ def _find_upscaler(settings: GenerationSettings, store: Store) -> tuple[str, str
     return reference, upscaler_version(reference, store)
 
 
+def _find_finetuned(settings: GenerationSettings, store: Store) -> tuple[str, str, str]:
+    """Reference of the LoRA or the fine-tuned UNet, what the inputs call it, and its version."""
+    from selfcascade.baselines.finetune import KINDS, NAMES
+    from selfcascade.generation.models import ROLES, finetuned_version
+
+    way = _way(settings)
+    if settings.finetuned is None:
+        raise SettingsError(
+            f"method {way!r} needs a {NAMES[way]}; train one by `selfcascade adapt --set adaptation.trainable={way}` and set generation.finetuned "
+            f"({KINDS[way]}/NAME or a folder)"
+        )
+    reference = settings.finetuned
+    if names_artifact(reference, KINDS[way]):
+        ref = resolve(store, reference, KINDS[way]).ref
+        reference = f"{KINDS[way]}/{ref.name}@{ref.version}"
+    return reference, ROLES[way], finetuned_version(way, reference, store)
+
+
+def _way(settings: GenerationSettings) -> Way:
+    return "full" if settings.method == "full" else "lora"
+
+
 def _fixed(reference: str, kind: Kind, what: str, store: Store) -> str:
     """A reference as a worker finds it again: an artifact at its whole version, a folder or hub id as it is."""
     if names_artifact(reference, kind):
@@ -219,7 +256,7 @@ def _fixed(reference: str, kind: Kind, what: str, store: Store) -> str:
     return reference
 
 
-def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None, upscaler: str | None) -> None:
+def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsampler: str | None, upscaler: str | None, finetuned: str | None) -> None:
     """Refuse before the first unit what the first unit would refuse."""
     from selfcascade.cascade.latent_upscaler import load_latent_upscaler
     from selfcascade.cascade.schedule import stage_sizes
@@ -235,6 +272,10 @@ def _check(settings: GenerationSettings, store: Store, base: ResolvedBase, upsam
         phi.check_stages(len(sizes) - 1)
     if upscaler is not None:
         load_latent_upscaler(upscaler, store).check_fits(spec, known_as)
+    if finetuned is not None:
+        from selfcascade.baselines.finetune import find_finetune
+
+        find_finetune(finetuned, _way(settings), store).check_base(known_as)
 
 
 def check_method(settings: GenerationSettings, store: Store) -> None:
@@ -273,6 +314,7 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
         plan.upsampler,
         store,
         upscaler=plan.upscaler,
+        finetuned=None if plan.finetuned is None else (_way(settings), plan.finetuned),
         versions=plan.inputs,
         scheduler=settings.cascade.scheduler,
         dtype=dtype,

@@ -69,6 +69,13 @@ def sample_baseline(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], 
     return _decoded(pipeline, baseline.sample(pipeline, height=cascade.height, width=cascade.width, settings=settings.baselines, **arguments)[0], settings)
 
 
+def sample_finetuned(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
+    """The target size from noise in a single stage, by a pipeline whose UNet was tuned there; eta is the baselines' own."""
+    cascade, baseline = settings.cascade, BASELINES[settings.method]
+    arguments = _arguments(specs, settings) | _tier(settings) | {"eta": settings.baselines.eta, "output_type": "latent", "return_dict": False}
+    return _decoded(pipeline, baseline.sample(pipeline, height=cascade.height, width=cascade.width, settings=settings.baselines, **arguments)[0], settings)
+
+
 def sample_x4(pipeline: SelfCascadePipeline, specs: Sequence[SampleSpec], settings: GenerationSettings, bases: Tensor | None) -> Pictures:
     """The base's own picture, enlarged by the x4 upscaler, which is loaded once a process."""
     cascade = settings.cascade
@@ -98,6 +105,8 @@ METHODS: Mapping[Method, Sampler] = MappingProxyType(
         "attention-scaling": sample_baseline,
         "scalecrafter": sample_baseline,
         "hidiffusion": sample_baseline,
+        "lora": sample_finetuned,
+        "full": sample_finetuned,
         "tuning-free": sample_cascade,
         "tuned": sample_cascade,
     }

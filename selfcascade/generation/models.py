@@ -13,6 +13,8 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, StableDiffusionUpscalePipeline, UNet2DConditionModel
 
+from selfcascade.baselines import full, lora
+from selfcascade.baselines.finetune import KINDS, NAMES, Way, find_finetune
 from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
 from selfcascade.bases import ResolvedBase, names_artifact, refuse_videos, resolve_base
 from selfcascade.cascade.families import BaseSpec, spec_of
@@ -27,6 +29,8 @@ from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Store
 
 Value = TypeVar("Value")
+ROLES: Mapping[Way, str] = MappingProxyType({"lora": "adapter", "full": "unet"})
+"""What a plan's inputs call a LoRA and a fine-tuned UNet."""
 
 _held: dict[str, tuple[Any, Any]] = {}
 _lock = threading.RLock()
@@ -47,6 +51,7 @@ def load_pipeline(
     store: Store | None = None,
     *,
     upscaler: str | None = None,
+    finetuned: tuple[Way, str] | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
     scheduler: Scheduler = "ddim",
     dtype: Dtype = "float32",
@@ -62,18 +67,23 @@ def load_pipeline(
         upsampler: artifact (with its version), folder or hub id of a feature upsampler.
         store: where artifacts are looked up.
         upscaler: artifact (with its version), folder or hub id of a latent upscaler.
-        versions: what "base", "upsampler" and "upscaler" must be, as a plan's inputs name them; any, where one is left out.
+        finetuned: "lora" or "full", and artifact (with its version) or folder of a LoRA or a fine-tuned UNet, which then takes the place of the base's UNet. A
+            LoRA shares the base's weights.
+        versions: what "base", "upsampler", "upscaler", "adapter" and "unet" must be, as a plan's inputs name them; any, where one is left out.
         scheduler: solver of every stage, on the base's own noise schedule.
         dtype: of UNet, text encoders and upsampler.
         device: torch device, or "auto".
 
     Raises:
         OutOfMemory: the networks do not fit the device.
-        SettingsError: base, upsampler or latent upscaler do not load, or do not belong together, or are not of that version; or the device does not exist.
+        SettingsError: base or what is added to it does not load, or they do not belong together, or are not of that version; or the device does not exist.
     """
     where, precision = resolve_device(device), getattr(torch, dtype)
     base_version, version = versions.get("base"), versions.get("upsampler")
+    tuned_key = None if finetuned is None else (*finetuned, versions.get(ROLES[finetuned[0]]), base, versions.get("base"), dtype, str(where))
     with _lock:
+        if _held.get("finetuned", (None, None))[0] != tuned_key:
+            _held.pop("finetuned", None)  # it shares weights with its base, or is as large as one: it makes room before another base is loaded
         pipeline = _once("base", (base, base_version, dtype, str(where)), lambda: _load_base(base, store, base_version, precision, where))
         added: dict[str, Any] = {} if scheduler == "ddim" else {"scheduler": solver_on(pipeline.scheduler, scheduler)}
         if upsampler is not None:
@@ -82,6 +92,8 @@ def load_pipeline(
         if upscaler is not None:
             planned = versions.get("upscaler")
             added["latent_upscaler"] = _once("upscaler", (upscaler, planned, str(where)), lambda: _load_upscaler(upscaler, store, planned, where))
+        if finetuned is not None:
+            added["unet"] = _once("finetuned", tuned_key, lambda: _load_finetuned(pipeline, *finetuned, store, versions, where))
         return _quiet(SelfCascadePipeline.from_pipe(pipeline, **added)) if added else pipeline
 
 
@@ -136,6 +148,13 @@ def upscaler_version(reference: str, store: Store | None = None) -> str:
     return _version(reference, "upscalers", lambda: load_latent_upscaler(reference, store))
 
 
+def finetuned_version(way: Way, reference: str, store: Store | None = None) -> str:
+    """The version of a LoRA or a fine-tuned UNet, as :func:`upsampler_version` has it."""
+    if names_artifact(reference, KINDS[way]):
+        return reference.removeprefix(f"{KINDS[way]}/")
+    return find_finetune(reference, way, store).version
+
+
 def _version(reference: str, kind: str, load: Callable[[], Any]) -> str:
     if names_artifact(reference, kind):
         return reference.removeprefix(f"{kind}/")
@@ -182,9 +201,14 @@ def _load_base(base: str, store: Store | None, version: str | None, dtype: torch
             network.eval().requires_grad_(False)
     # Measured: the autoencoder is twice as fast in channels-last, the UNet a tenth in fp32; in bf16 on a CPU its group norm is then five times slower.
     pipeline.vae.to(memory_format=torch.channels_last)
-    if device.type != "cpu" or dtype == torch.float32:
+    if _last(device, dtype):
         pipeline.unet.to(memory_format=torch.channels_last)
     return _quiet(pipeline)
+
+
+def _last(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a UNet samples fastest in channels-last."""
+    return device.type != "cpu" or dtype == torch.float32
 
 
 def _load_x4(model: str, dtype: torch.dtype, device: torch.device) -> tuple[ResolvedBase, StableDiffusionUpscalePipeline]:
@@ -213,6 +237,24 @@ def _load_upscaler(reference: str, store: Store | None, version: str | None, dev
     upscaler: LatentUpscaler = load_latent_upscaler(reference, store).to(device)
     upscaler.requires_grad_(False)
     return upscaler
+
+
+def _load_finetuned(
+    pipeline: SelfCascadePipeline, way: Way, reference: str, store: Store | None, versions: Mapping[str, str], device: torch.device
+) -> UNet2DConditionModel:
+    planned = versions.get(ROLES[way])
+    if planned is not None and finetuned_version(way, reference, store) != planned:
+        raise SettingsError(f"{NAMES[way]} {reference!r} has changed since it was planned as {planned[:80]}; run again")
+    found = find_finetune(reference, way, store)
+    found.check_base(pipeline.config.base)
+    try:
+        unet: UNet2DConditionModel = (lora if way == "lora" else full).adapted(pipeline.unet, found)
+        unet = unet.to(device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        raise OutOfMemory(f"out of memory while loading {NAMES[way]} {reference!r} on {device}; set generation.compute.dtype to bfloat16") from error
+    return unet.to(memory_format=torch.channels_last) if way == "full" and _last(device, unet.dtype) else unet
 
 
 def _quiet(pipeline: SelfCascadePipeline) -> SelfCascadePipeline:
