@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from selfcascade.cascade.families import Family
 from selfcascade.cascade.schedule import Size
+
+_LOCK = RLock()
+"""Held while text is encoded: fast tokenizers keep the padding of the call under way, so that of two threads one would get the other's."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def encode(
     stock = StableDiffusionXLPipeline if family.size_ids else StableDiffusionPipeline
     if family.size_ids:
         given |= {"pooled_prompt_embeds": pooled_prompt_embeds, "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds}
-    with _lora_scaled((pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)), scale=(attention or {}).get("scale", 1.0)):
+    with _LOCK, _lora_scaled((pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)), scale=(attention or {}).get("scale", 1.0)):
         halves = stock.encode_prompt(pipeline, negative_prompt=negative_prompt, **common, **given)
     # text, its negative, and of SDXL the same of the pooled text
     text, *pooled = (torch.cat([negative, positive]) if guided else positive for positive, negative in zip(halves[::2], halves[1::2], strict=True))

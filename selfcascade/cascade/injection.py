@@ -10,7 +10,7 @@ pictures, sample by sample and frame by frame. Features go from pivot to latent 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,7 +50,10 @@ class _EncoderDone(Exception):
 
 _PASS: ContextVar[_Pass | None] = ContextVar("selfcascade_pass", default=None)
 _HOOKS: WeakKeyDictionary[ModelMixin, tuple[int, list[Any]]] = WeakKeyDictionary()
-"""UNet to the number of ``attached`` blocks that it is in, and the handles of its hooks."""
+"""UNet to the number of ``attached`` blocks that it is in, and the handles of its hooks.
+
+Where another thread detaches while the user's own pass runs here, torch still calls a hook that it has seen, but no longer with keyword arguments.
+"""
 _LOCK = Lock()
 
 
@@ -186,7 +189,7 @@ def _hook_all(unet: ModelMixin) -> list[Any]:
 
 
 @torch.compiler.disable
-def _without_residuals(unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _without_residuals(unet: ModelMixin, args: tuple[Any, ...], kwargs: Mapping[str, Any] = {}) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Comes after the hooks that the user had put on the UNet before."""
     this = _PASS.get()
     if this is None or this.unet is not unet or this.residuals:
@@ -196,10 +199,11 @@ def _without_residuals(unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str
 
 def _hook(unet: ModelMixin, module: str) -> Callable[..., Any]:
     @torch.compiler.disable  # the surroundings compile; what a pass does here may differ from call to call
-    def hook(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def hook(block: torch.nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
         this = _PASS.get()
         if this is None or this.unet is not unet:
             return None
+        kwargs, output = rest
         for level, tap in enumerate(this.taps):
             if tap.module == module:
                 output = _visit(this, level, tap, output, kwargs["temb"] if "temb" in kwargs else args[1])

@@ -55,9 +55,10 @@ def bits(pipeline: SelfCascadePipeline, **call) -> torch.Tensor:
     return sample(pipeline, steps=3, **call)
 
 
-def base_bits(pipeline: DiffusionPipeline, **call) -> torch.Tensor:
-    """The base's own size, by whichever pipeline."""
-    return pipeline(PROMPTS[0], height=64, width=64, num_inference_steps=2, guidance_scale=7.5, generator=generators(0), output_type="latent", **call).images
+def base_bits(pipeline: DiffusionPipeline, text: tuple | None = None, **call) -> torch.Tensor:
+    """The base's own size, by whichever pipeline, of a prompt or of what ``encode_prompt`` made of it."""
+    prompt = {"prompt": PROMPTS[0]} if text is None else {"prompt_embeds": text[0], "negative_prompt_embeds": text[1]}
+    return pipeline(**prompt, height=64, width=64, num_inference_steps=2, guidance_scale=7.5, generator=generators(0), output_type="latent", **call).images
 
 
 @contextmanager

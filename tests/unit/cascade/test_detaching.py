@@ -6,17 +6,22 @@ import copy
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
+import models
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from test_cascade_pipeline import PROMPTS, generators, quiet, sample
 from test_coexistence import base_bits, bits, cascade, stock_base
-from test_injection import hooks
+from test_injection import case, hooks
+from test_injection import stock as stock_pass
 
 from selfcascade import SelfCascadePipeline
 from selfcascade.baselines import attention_scaling, scalecrafter
+from selfcascade.cascade.conditioning import encode
+from selfcascade.cascade.injection import attached
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.cascade.upsampler_set import UpsamplerSet
 from selfcascade.config import BaselineSettings
@@ -165,16 +170,20 @@ def test_pipelines_that_share_a_unet_do_not_see_each_other_when_interleaved(kind
 
 
 def test_pipelines_that_share_a_unet_do_not_see_each_other_in_threads():
-    """Two cascades, the stock pipeline, and attention scaling, started together; a fifth is interrupted in the middle. The bits of each alone, no hook left."""
+    """Two cascades, the stock pipeline, and attention scaling, started together; a fifth is interrupted in the middle. The bits of each alone, no hook left.
+
+    The stock pipeline is given its text encoded, since it shares a tokenizer with threads that it knows nothing of."""
     stock = stock_base("small")
     before = Remembered(stock)
     one, two, three = cascade(stock, "skip"), cascade(stock, "main"), quiet(SelfCascadePipeline.from_pipe(stock))
+
+    text = stock.encode_prompt(PROMPTS[0], "cpu", 1, True)
 
     def scaled() -> torch.Tensor:
         call = {"height": 128, "width": 128, "num_inference_steps": 4, "generator": generators(0), "output_type": "latent"}
         return attention_scaling.sample(three, PROMPTS[0], **call).images
 
-    work = [lambda: sample(one, steps=4), lambda: sample(two, steps=4), lambda: base_bits(stock), scaled]
+    work = [lambda: sample(one, steps=4), lambda: sample(two, steps=4), lambda: base_bits(stock, text), scaled]
     expected = [job() for job in work]
     start = threading.Barrier(5)
 
@@ -192,7 +201,40 @@ def test_pipelines_that_share_a_unet_do_not_see_each_other_in_threads():
         results = list(pool.map(started, work))
         stopped.result()
     assert [torch.equal(result, wanted) for result, wanted in zip(results, expected, strict=True)] == [True] * 4
+    before.before["scheduler"] = before.now()["scheduler"]  # the stock pipeline's call sets its own anew
     before.check()
+
+
+def test_threads_encode_text_at_once():
+    """A fast tokenizer keeps the padding of the call under way; four threads get the same text, padded, every time."""
+    pipeline = quiet(SelfCascadePipeline.from_pipe(stock_base("small")))
+    start = threading.Barrier(4)
+
+    @torch.no_grad()
+    def text() -> torch.Tensor:
+        return encode(pipeline, pipeline.spec.family, prompt=["a red cat"], negative_prompt=None, per_prompt=1, guided=True).text
+
+    def texts() -> list[torch.Tensor]:
+        start.wait()
+        return [text() for _ in range(60)]
+
+    expected = text()
+    with ThreadPoolExecutor(4) as pool:
+        found = [future.result() for future in [pool.submit(texts) for _ in range(4)]]
+    assert all(torch.equal(one, expected) for several in found for one in several)
+
+
+@torch.no_grad()
+def test_a_pass_of_the_users_own_survives_another_thread_that_detaches():
+    """In the middle of it, when torch has a hook in hand already: here the user's hooks detach, before the pass and in a block of it."""
+    unet, call = models.unet("small"), case("small")
+    expected = stock_pass(unet, **call)
+    for module, register in ((unet, "register_forward_pre_hook"), (unet.down_blocks[0], "register_forward_hook")):
+        with ExitStack() as others:
+            handle = getattr(module, register)(lambda *_: others.close())
+            others.enter_context(attached(unet))
+            assert torch.equal(stock_pass(unet, **call), expected)
+            handle.remove()
 
 
 # ---- copies, folders, the store ----
