@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from selfcascade.config import AdaptationSettings, EvaluationSettings, GenerationSettings, PipelineSettings, PretrainingSettings, PromptSettings
 from selfcascade.curation.curate import CurationPlan, plan_curation
 from selfcascade.storage import Artifact, Plan, Store
-from selfcascade_flows.variants import variant, variants
+from selfcascade_flows.variants import sampled_with, trainings, variant, variants
 from selfcascade_tasks.adapt import ENCODING, encoding_work
 from selfcascade_tasks.base import base_exists
 from selfcascade_tasks.generate import work_of
@@ -71,17 +71,16 @@ class _Outlook:
         base = self.base()
         if base is not None:
             yield base
-        upsampler = run.generation.upsampler
         ready = base is None and self.curated.published
-        tuned = ready
-        if "tuned" in run.methods and upsampler is None:
-            step = self.adaptation(ready)
-            yield step
-            upsampler, tuned = step.address, step.published
+        trained = {}
+        for label, training in trainings(run).items():
+            trained[label] = self.adaptation(training, ready)
+            yield trained[label]
         samples = {}
         for label, sampling in variants(run).items():
-            chosen = sampling.model_copy(update={"prompts": self.prompts(), "upsampler": upsampler if sampling.method == "tuned" else None})
-            samples[label] = self.generation(chosen, tuned if sampling.method == "tuned" else ready)
+            made = trained.get(label)
+            chosen = sampled_with(sampling, None if made is None else made.address).model_copy(update={"prompts": self.prompts()})
+            samples[label] = self.generation(chosen, ready if made is None else made.published)
             yield samples[label]
         yield self.evaluation(samples)
 
@@ -98,9 +97,9 @@ class _Outlook:
             return _pretraining(settings, self.store)
         return Step("pretrain", settings.name, 2, 0, settings.autoencoder.steps + settings.denoiser.steps, serial=True)
 
-    def adaptation(self, ready: bool) -> Step:
+    def adaptation(self, training: AdaptationSettings, ready: bool) -> Step:
         """A unit for each shard of the dataset, and the training."""
-        settings = self.run.adaptation.model_copy(update={"dataset": self.dataset})
+        settings = training.model_copy(update={"dataset": self.dataset})
         if ready:
             return _adaptation(settings, self.run, self.store)
         return Step("adapt", settings.name, self.curated.units + 1, 0, settings.steps + ENCODING * self.curated.inputs, serial=True)

@@ -12,7 +12,7 @@ from selfcascade_flows.curate import curate
 from selfcascade_flows.evaluate import evaluate
 from selfcascade_flows.generate import generate
 from selfcascade_flows.pretrain import pretrain
-from selfcascade_flows.variants import variants
+from selfcascade_flows.variants import sampled_with, trainings, variants
 from selfcascade_tasks.base import base_exists
 from selfcascade_tasks.store import opened
 
@@ -27,14 +27,14 @@ def pipeline(settings: PipelineSettings) -> ArtifactRef:
         base = address(pretrain(settings.pretraining.model_copy(update={"dataset": dataset}), store, execution))
     for sampling in variants(settings).values():
         check_method(sampling.model_copy(update={"base": base}), opened(store))
-    upsampler = settings.generation.upsampler
-    if "tuned" in settings.methods and upsampler is None:
-        upsampler = address(adapt(settings.adaptation.model_copy(update={"dataset": dataset, "base": base}), store, execution))
+    trained = {}
+    for label, training in trainings(settings).items():
+        trained[label] = address(adapt(training.model_copy(update={"dataset": dataset, "base": base}), store, execution))
     samples = {}
     for label, sampling in variants(settings).items():
         prompts = sampling.prompts.model_copy(update={"dataset": dataset})
-        chosen = {"base": base, "prompts": prompts, "upsampler": upsampler if sampling.method == "tuned" else None}
-        samples[label] = address(generate(sampling.model_copy(update=chosen), store, execution))
+        chosen = sampled_with(sampling, trained.get(label)).model_copy(update={"base": base, "prompts": prompts})
+        samples[label] = address(generate(chosen, store, execution))
     return evaluate(settings.evaluation.model_copy(update={"dataset": dataset}), samples, store, execution)
 
 

@@ -367,6 +367,20 @@ class EvaluationSettings(Settings):
     chosen_on: Literal["train", "tune", "test"] = Field("tune", description="split that K, learning rate and taps were chosen on; the report says so")
 
 
+class FinetuneSettings(Settings):
+    """A tuned baseline that a run trains: what differs from ``adaptation``, whose data, base, size, batch and seed it shares."""
+
+    way: Literal["lora", "full"] = Field("lora", description="lora: on every linear layer; full: all weights of the UNet")
+    rank: int = Field(4, ge=1, le=1024, description="of lora (paper: 4 and 32)")
+    steps: int | None = Field(None, ge=1, description="optimizer steps (paper: 18,000 where the upsampler takes 4,000); unset: as many as the upsampler")
+    lr: float = Field(1e-4, gt=0, description="learning rate of AdamW (paper: not stated)")
+
+    @property
+    def label(self) -> str:
+        """What reports and artifacts call it."""
+        return f"lora rank {self.rank}" if self.way == "lora" else "full"
+
+
 class PipelineSettings(Settings):
     """A whole run: curate, adapt, generate by every method, evaluate. One file serves every command."""
 
@@ -381,7 +395,20 @@ class PipelineSettings(Settings):
         ("base", "lanczos", "direct", "tuning-free", "tuned"), min_length=1, description="methods that `run` samples and compares"
     )
     direct_etas: tuple[float, ...] = Field((0.0, 1.0), min_length=1, description="etas that direct sampling is run with; the report shows the better one")
+    finetunes: tuple[FinetuneSettings, ...] = Field(
+        (FinetuneSettings(), FinetuneSettings(rank=32), FinetuneSettings(way="full", lr=1e-5)),
+        description="what `run` trains and samples where methods hold lora or full: one row of the report each",
+    )
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("finetunes")
+    @classmethod
+    def _finetunes_differ(cls, finetunes: tuple[FinetuneSettings, ...]) -> tuple[FinetuneSettings, ...]:
+        labels = [finetune.label for finetune in finetunes]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"finetunes hold {min(twice)} twice; give each a rank of its own")
+        return finetunes
 
     @field_validator("methods")
     @classmethod

@@ -10,6 +10,9 @@ from selfcascade.evaluation.results import Results
 from selfcascade.storage import ArtifactRef, NotFound, Store, resolve
 from selfcascade_tasks.record import StageCost, earlier_costs, run_id
 
+TRAINED = {"upsampler": "upsamplers", "upscaler": "upscalers", "adapter": "adapters", "unet": "unets"}
+"""Kind of the artifact that an input with this role may name."""
+
 
 def times_of(store: Store, ref: ArtifactRef, results: Results) -> Times:
     """Cost by method and wall time by stage of the report ``ref`` and of everything that it rests on, this run's own records included."""
@@ -38,9 +41,9 @@ def _cost(store: Store, artifact: str, pictures: int, costs: list[StageCost]) ->
 
 
 def _parameters(store: Store, artifact: str) -> int | None:
-    """Numbers that were trained for these samples beside the base; None where what holds them is not in this store."""
+    """Numbers that were trained for these samples; None where what holds them is not in this store."""
     inputs = resolve(store, artifact).manifest().inputs
-    trained = [f"{kind}/{inputs[role]}" for role, kind in (("upsampler", "upsamplers"), ("upscaler", "upscalers")) if role in inputs]
+    trained = [f"{kind}/{inputs[role]}" for role, kind in TRAINED.items() if role in inputs]
     try:
         return sum(int(resolve(store, reference).manifest().counts["parameters"]) for reference in trained)
     except (NotFound, KeyError):

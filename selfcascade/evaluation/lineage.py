@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from selfcascade.evaluation.results import Curve, Lineage
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Store, resolve
 
-_KINDS = {"dataset": "datasets", "base": "bases", "upsampler": "upsamplers", "upscaler": "upscalers"}
+_KINDS = {"dataset": "datasets", "base": "bases", "upsampler": "upsamplers", "upscaler": "upscalers", "adapter": "adapters", "unet": "unets"}
 """Kind of the artifact that an input with this role may name."""
 
 LOSS = "loss.parquet"
-"""Object of an upsampler or latent upscaler that holds its log: columns ``step`` and ``loss``."""
+"""Object of whatever was trained on a base that holds its log: columns ``step`` and ``loss``."""
 
 _POINTS = 1000
 
@@ -34,10 +34,10 @@ def lineage_of(store: Store, roots: Mapping[str, ArtifactRef]) -> tuple[Lineage,
 
 
 def curves_of(store: Store, lineage: tuple[Lineage, ...]) -> tuple[Curve, ...]:
-    """Loss curves of the upsamplers and latent upscalers in ``lineage``, thinned to about a thousand points by averaging neighbours."""
+    """Loss curves of all that was trained on a base in ``lineage``, thinned to about a thousand points by averaging neighbours."""
     curves = []
     for item in lineage:
-        if item.artifact.startswith(("upsamplers/", "upscalers/")):
+        if item.artifact.startswith(("upsamplers/", "upscalers/", "adapters/", "unets/")):
             artifact = resolve(store, item.artifact)
             if artifact.manifest().entry(LOSS) is not None:
                 table = pq.read_table(io.BytesIO(artifact.read(LOSS)), columns=["step", "loss"])

@@ -6,7 +6,7 @@ from selfcascade.settings import SettingsError
 from selfcascade_flows.configuration import load
 from selfcascade_flows.outlook import Step
 from selfcascade_flows.rates import SECONDS, seconds_of
-from selfcascade_flows.variants import variant, variants
+from selfcascade_flows.variants import sampled_with, trainings, variant, variants
 from selfcascade_tasks.record import RunRecord, StageCost, UnitCost, earlier_costs, recorded
 
 UNIT = UnitCost(unit=0, work=10, seconds=5.0, cpu_seconds=4.0, peak_bytes=1000)
@@ -78,3 +78,32 @@ def test_a_run_that_trains_no_upsampler_cannot_sample_tuned():
     with pytest.raises(SettingsError, match=r"method 'tuned' needs an upsampler but adaptation\.trainable is 'latent-upscaler'; set it to 'upsampler'"):
         variants(load("demo", ["adaptation.trainable=latent-upscaler"]))
     assert "tuned" not in variants(load("demo", ["adaptation.trainable=latent-upscaler", "methods=[base, tuning-free]"]))
+
+
+def test_a_run_trains_what_its_methods_need():
+    """Each tuned baseline once, from the run's own adaptation but for what it says itself; the samples name what was trained for them."""
+    assert list(trainings(load("demo"))) == ["tuned"]
+    run = load("demo", ["methods=[base, lora, full, tuned]", "adaptation.seed=7"])
+    trained, found = trainings(run), variants(run)
+    assert list(found) == ["base", "lora rank 4", "lora rank 32", "full", "tuned"]
+    assert set(trained) == set(found) - {"base"}
+    assert trained["tuned"] == run.adaptation
+    for label, name, kind, rank in (
+        ("lora rank 4", "lora-rank-4", "adapters", 4),
+        ("lora rank 32", "lora-rank-32", "adapters", 32),
+        ("full", "full", "unets", 4),
+    ):
+        training, sampling = trained[label], found[label]
+        assert (training.trainable, training.rank, training.name) == (sampling.method, rank, f"demo-{name}")
+        assert (sampling.name, sampling.finetuned, sampling.upsampler) == (f"demo-{name}", f"{kind}/demo-{name}", None)
+        own = {"trainable", "rank", "name", "lr"}
+        assert training.model_dump(exclude=own) == run.adaptation.model_dump(exclude=own)
+        assert sampled_with(sampling, "x/y@1").finetuned == "x/y@1"
+    assert sampled_with(found["tuned"], "upsamplers/y@1").upsampler == "upsamplers/y@1"
+    assert sampled_with(found["base"], None) == found["base"]
+    assert variant(run, "lora").finetuned == "adapters/demo"
+    assert variant(load("demo", ["generation.method=full", "generation.finetuned=here"]), "full").finetuned == "here"
+    with pytest.raises(SettingsError, match="methods hold 'full' but finetunes have none of that way; add one, or leave 'full' out of methods"):
+        variants(load("demo", ["methods=[base, full]", "finetunes=[{rank: 4}]"]))
+    with pytest.raises(SettingsError, match="finetunes hold lora rank 4 twice; give each a rank of its own"):
+        load("demo", ["finetunes=[{rank: 4}, {rank: 4, steps: 9}]"])
