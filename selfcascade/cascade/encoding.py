@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -46,6 +48,30 @@ def fitted(pictures: list[Image.Image], size: Size) -> Tensor:
     """Pictures scaled by Lanczos so that they cover a height and width in pixels, then cropped at the centre: (B, 3, *size), fp32, [-1, 1]."""
     arrays = [np.asarray(ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS), dtype=np.float32) for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def pivot_of(vae: AutoencoderKL, image: PipelineImageInput, sizes: Sequence[Size], *, batch: int, device: torch.device, tile_above: int) -> Tensor:
+    """Scaled latents of a user's pictures at the biggest stage below the target that they fill, (B, C, h, w).
+
+    Args:
+        vae: the base's autoencoder.
+        image: one picture for all samples, or one each.
+        sizes: height and width in pixels of every stage.
+        batch: B, the samples.
+        device: where the autoencoder runs.
+        tile_above: pixels of a picture above which it is encoded in tiles.
+
+    Raises:
+        SettingsError: there is no stage below the target, or another count of pictures.
+    """
+    if len(sizes) < 2:
+        raise SettingsError(f"image starts the stage above it, but size {sizes[-1][0]}x{sizes[-1][1]} has the base stage alone; ask for a bigger picture")
+    pictures = as_pillow(image)
+    if len(pictures) not in (1, batch):
+        raise SettingsError(f"{len(pictures)} images for {batch} samples; give one for all or one each")
+    filled = [size for size in sizes[:-1] if all(picture.height >= size[0] and picture.width >= size[1] for picture in pictures)]
+    size = filled[-1] if filled else sizes[0]
+    return encode_pictures(vae, fitted(pictures, size).to(device), tile_above=tile_above).expand(batch, -1, -1, -1)
 
 
 def encode_pictures(vae: AutoencoderKL, pictures: Tensor, *, tile_above: int = TILE_ABOVE) -> Tensor:

@@ -25,9 +25,9 @@ class Guidance:
     """T."""
 
     def __post_init__(self) -> None:
-        low, high = self.interval
-        if not 0 <= low < high <= 1:
-            raise SettingsError(f"guidance_interval={[low, high]} must be two shares of T with 0 <= low < high <= 1, such as [0.1, 0.8]")
+        given = list(self.interval) if isinstance(self.interval, Sequence) else self.interval
+        if not (isinstance(given, list) and len(given) == 2 and 0 <= given[0] < given[1] <= 1):
+            raise SettingsError(f"guidance_interval={given} must be two shares of T with 0 <= low < high <= 1, such as [0.1, 0.8]")
 
     @property
     def on(self) -> bool:

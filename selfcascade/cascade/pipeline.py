@@ -21,12 +21,23 @@ from selfcascade.bases import NEEDED, resolve_base
 from selfcascade.cascade.conditioning import encode
 from selfcascade.cascade.decoding import TILE_ABOVE, decode
 from selfcascade.cascade.denoiser import Residuals
-from selfcascade.cascade.encoding import as_pillow, encode_pictures, fitted
+from selfcascade.cascade.encoding import pivot_of
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.guidance import guided
 from selfcascade.cascade.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from selfcascade.cascade.noise import draw_noise
-from selfcascade.cascade.requirements import check_call, check_image_prompts, check_residuals, check_shape, check_text, count_prompts, stage_above
+from selfcascade.cascade.requirements import (
+    CALLBACK_INPUTS,
+    as_texts,
+    check_call,
+    check_image_prompts,
+    check_kinds,
+    check_residuals,
+    check_shape,
+    check_text,
+    count_prompts,
+    stage_above,
+)
 from selfcascade.cascade.sampling import Recipe, count_steps, sample_stage
 from selfcascade.cascade.schedule import Size, stage_sizes
 from selfcascade.cascade.solver import solver_of
@@ -67,7 +78,7 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _exclude_from_cpu_offload = ["upsampler", "latent_upscaler"]  # noqa: RUF012 (diffusers' name and type): the first works in the middle of the UNet's pass
     _optional_components = ["text_encoder_2", "tokenizer_2", "upsampler", "latent_upscaler"]  # noqa: RUF012
-    _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012
+    _callback_tensor_inputs = list(CALLBACK_INPUTS)  # noqa: RUF012
 
     def __init__(
         self,
@@ -136,7 +147,10 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             kwargs["latent_upscaler"] = latent_upscaler
         saved_as = cls.load_config(resolved.location).get("base")
         dtypes = {"default": torch_dtype, "vae": torch.float32, "latent_upscaler": torch.float32}
-        pipeline = super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
+        try:
+            pipeline = super().from_pretrained(resolved.location, base=saved_as or str(resolved), dtype=dtypes, use_safetensors=True, **kwargs)
+        except OSError as error:
+            raise SettingsError(f"base {resolved.name!r} does not load: {' '.join(str(error).split())[:300]}") from None
         if "scheduler" not in kwargs:
             pipeline.scheduler = solver_of(pipeline.scheduler)
         return pipeline
@@ -277,20 +291,33 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         Raises:
             ValueError: a value is out of range, before any network runs; names it and what would be accepted.
         """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        texts, negative = as_texts(prompt), as_texts(negative_prompt)
+        check_kinds(
+            pixels={"height": height, "width": width},
+            sizes=sizes,
+            texts={"prompt": texts, "negative_prompt": negative},
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            tensors={"latents": latents, "pivot": pivot},
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+            attention=cross_attention_kwargs,
+        )
         spec, device = self.spec, self._execution_device
         recipe = Recipe(num_inference_steps, start, guidance_scale, eta, upscale, t_min, strength, later_steps, guidance_interval, joint_branches, pivot_every)
         sizes = self.sizes(height or spec.native[0], width or spec.native[1]) if sizes is None else tuple(sizes)
-        prompt = [prompt] if isinstance(prompt, str) else prompt
-        prompts = count_prompts(prompt, prompt_embeds)
-        negative_prompt = [negative_prompt] * prompts if isinstance(negative_prompt, str) else negative_prompt
+        prompts = count_prompts(texts, prompt_embeds)
+        negative = negative * prompts if isinstance(negative_prompt, str) and negative is not None else negative
         batch = prompts * num_images_per_prompt
         generators = generator if isinstance(generator, list) else [generator] * batch
         shapes = [spec.latent_shape(size, num_frames) for size in sizes]
         if self.upsampler is not None:
             self.upsampler.check_stages(len(sizes) - 1)
-        check_call(spec, sizes, batch, prompt, negative_prompt, generators, output_type, {"pivot": pivot, "image": image})
+        check_call(spec, sizes, batch, texts, negative, generators, output_type, {"pivot": pivot, "image": image})
         if image is not None:
-            pivot = self._pivot_of(image, sizes, batch=batch, tile_above=tile_above)
+            pivot = pivot_of(self.vae, image, sizes, batch=batch, device=device, tile_above=tile_above)
         first = 0 if pivot is None else stage_above(pivot, [(shape[-2], shape[-1]) for shape in shapes])
         check_shape("latents", latents, (batch, *shapes[0]))
         check_shape("pivot", pivot, (batch, *shapes[first - 1]))
@@ -302,17 +329,15 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
-        check_text(spec, self.unet, prompt, negative_prompt, embeds, prompts=prompts)
+        check_text(spec, self.unet, negative, embeds, prompts=prompts)
         base_steps, later_steps = count_steps(self.scheduler, recipe)
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         enlarge = upscale_of(upscale, vae=self.vae, learned=self.latent_upscaler, tile_above=tile_above)
         conditioning = encode(
             self,
             spec.family,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
+            prompt=texts,
+            negative_prompt=negative,
             per_prompt=num_images_per_prompt,
             guided=guided(guidance_scale),
             **embeds,
@@ -359,14 +384,3 @@ class SelfCascadePipeline(DiffusionPipeline, StableDiffusionMixin, TextualInvers
         if not return_dict:
             return (z,)
         return ImagePipelineOutput(images=z) if spec.family.frames is None else VideoOutput(frames=z)
-
-    def _pivot_of(self, image: PipelineImageInput, sizes: Sequence[Size], *, batch: int, tile_above: int) -> Tensor:
-        """Latents of a user's pictures at the biggest stage below the target that they fill, (B, C, h, w)."""
-        if len(sizes) < 2:
-            raise SettingsError(f"image starts the stage above it, but size {sizes[-1][0]}x{sizes[-1][1]} has the base stage alone; ask for a bigger picture")
-        pictures = as_pillow(image)
-        if len(pictures) not in (1, batch):
-            raise SettingsError(f"{len(pictures)} images for {batch} samples; give one for all or one each")
-        filled = [size for size in sizes[:-1] if all(picture.height >= size[0] and picture.width >= size[1] for picture in pictures)]
-        size = filled[-1] if filled else sizes[0]
-        return encode_pictures(self.vae, fitted(pictures, size).to(self._execution_device), tile_above=tile_above).expand(batch, -1, -1, -1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
+from typing import Any
 
 from diffusers import ModelMixin
 from torch import Generator, Tensor
@@ -12,6 +14,56 @@ from selfcascade.cascade.control import Control
 from selfcascade.cascade.families import BaseSpec
 from selfcascade.cascade.schedule import Size, check_size
 from selfcascade.settings import SettingsError
+
+CALLBACK_INPUTS = ("latents", "prompt_embeds")
+"""Tensors that a callback may see and change."""
+
+
+def check_kinds(
+    *,
+    pixels: Mapping[str, object],
+    sizes: object,
+    texts: Mapping[str, object],
+    num_images_per_prompt: object,
+    generator: object,
+    tensors: Mapping[str, object],
+    callback: object,
+    callback_inputs: Sequence[str],
+    attention: object,
+) -> None:
+    """Refuse values that are not even of the kind that the call takes."""
+    for name, side in pixels.items():
+        if not isinstance(side, Integral | None):
+            raise SettingsError(f"{name}={side!r} must be a whole number of pixels")
+    for size in sizes if isinstance(sizes, Sequence) else []:
+        if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, Integral) for side in size)):
+            raise SettingsError(f"sizes holds {size!r}; give pairs of height and width in whole pixels")
+    for name, text in texts.items():
+        if not isinstance(text, list | None):
+            raise SettingsError(f"{name}={text!r} is no text; give a text or a list of texts")
+        for one in text or []:
+            if not isinstance(one, str):
+                raise SettingsError(f"{name} holds {one!r}; give a text or a list of texts")
+    if not isinstance(num_images_per_prompt, Integral) or num_images_per_prompt < 1:
+        raise SettingsError(f"num_images_per_prompt={num_images_per_prompt} must be a whole number, at least 1")
+    for one in generator if isinstance(generator, list) else [generator]:
+        if not isinstance(one, Generator | None):
+            raise SettingsError(f"generator is a {type(one).__name__}; give a torch.Generator, or a list of one a sample")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor | None):
+            raise SettingsError(f"{name} is a {type(tensor).__name__}; give a tensor")
+    if callback is not None and not callable(callback):
+        raise SettingsError(f"callback_on_step_end is a {type(callback).__name__}; give a function")
+    strange = [name for name in callback_inputs if name not in CALLBACK_INPUTS]
+    if strange:
+        raise SettingsError(f"callback_on_step_end_tensor_inputs names {', '.join(strange)}; choose of {', '.join(CALLBACK_INPUTS)}")
+    if not isinstance(attention, dict | None):
+        raise SettingsError(f"cross_attention_kwargs={attention!r} must be a dictionary, such as {{'scale': 0.5}}")
+
+
+def as_texts(text: Any) -> list[str] | None:
+    """One text as a list of one; a list, or what :func:`check_kinds` refuses, as it is."""
+    return [text] if isinstance(text, str) else list(text) if isinstance(text, tuple) else text
 
 
 def count_prompts(prompt: list[str] | None, embeds: Tensor | None) -> int:
@@ -52,8 +104,6 @@ def check_call(
         raise SettingsError("give a pivot or an image to start from, not both")
     if spec.family.frames is not None and given["image"] is not None:
         raise SettingsError("image starts a picture, but this base makes videos; give the clean latents of a video as pivot")
-    if batch < 1:
-        raise SettingsError("num_images_per_prompt must be at least 1")
     if prompt is not None and negative_prompt is not None and len(negative_prompt) != len(prompt):
         raise SettingsError(f"{len(negative_prompt)} negative prompts for {len(prompt)} prompts; give one for all or one each")
     if len(generators) != batch:
@@ -94,17 +144,12 @@ def check_residuals(unet: ModelMixin, residuals: object, batch: int) -> None:
 def check_text(
     spec: BaseSpec,
     unet: ModelMixin,
-    prompt: list[str] | None,
     negative_prompt: list[str] | None,
     embeds: Mapping[str, Tensor | None],
     *,
     prompts: int,
 ) -> None:
-    """Refuse prompts that are no text, embeddings of another shape than (P, L, D), and those of SDXL without the pooled ones, (P, W)."""
-    for name, texts in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-        if texts is not None and not all(isinstance(text, str) for text in texts):
-            strange = next(text for text in texts if not isinstance(text, str))
-            raise SettingsError(f"{name} holds {strange!r}; give a text or a list of texts")
+    """Refuse embeddings of another shape than (P, L, D), and those of SDXL without the pooled ones, (P, W)."""
     if negative_prompt is not None and embeds["negative_prompt_embeds"] is not None:
         raise SettingsError("give negative_prompt or negative_prompt_embeds, not both")
     width = getattr(unet, "_orig_mod", unet).config["cross_attention_dim"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 from typing import Any, Literal
 
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -54,8 +56,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("later_steps", self.later_steps), ("pivot_every", self.pivot_every)):
+            if not isinstance(value, Integral | None):
+                raise SettingsError(f"{name}={value!r} must be a whole number")
             if value is not None and value < 1:
                 raise SettingsError(f"{name}={value} must be at least 1")
+        if not isfinite(self.guidance_scale):
+            raise SettingsError(f"guidance_scale={self.guidance_scale} must be a number, such as 7.5; 1 and below is off")
         if not 0 <= self.eta <= 1:
             raise SettingsError(f"eta={self.eta} must be in 0..1")
         if self.upscale not in NAMES:

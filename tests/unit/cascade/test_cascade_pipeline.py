@@ -329,7 +329,7 @@ def test_a_callback_sees_every_step_of_every_stage_and_may_change_the_latents(sm
         ({"upscale": "nearest"}, "upscale='nearest' is not known; choose bilinear, bicubic, pixel or learned"),
         ({"prompt": []}, "at least one prompt"),
         ({"prompt": None}, "at least one prompt"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0 must be a whole number, at least 1"),
         ({"generator": "one of two"}, "1 generators for 2 samples"),
         ({"negative_prompt": ["a"] * 3}, "3 negative prompts for 2 prompts"),
         ({"output_type": "jpg"}, "choose pil, np, pt or latent"),
