@@ -6,7 +6,7 @@ LOCAL := .selfcascade
 UI_PORT ?= 4200
 UI_HOME ?= $(CURDIR)/$(LOCAL)/prefect
 
-.PHONY: demo test test-full ui lint mutants bench configs constraints docs clean
+.PHONY: demo test test-full test-diffusers-0.40 ui lint mutants bench configs constraints docs clean
 
 demo: $(VENV)/.user
 	$(BIN)/selfcascade run --config demo
@@ -16,6 +16,10 @@ test: $(VENV)/.dev
 
 test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest -m full
+
+# The method and the baselines on the lowest diffusers that the packaging allows; `make test` has the highest.
+test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
+	$(VENV)-diffusers-0.40/bin/python -m pytest tests/unit/cascade tests/unit/baselines
 
 ui: $(VENV)/.user
 	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_UI_API_URL=http://127.0.0.1:$(UI_PORT)/api \
@@ -51,7 +55,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python docs/modules.py
 
 clean:
-	rm -rf $(VENV) $(LOCAL) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-* $(LOCAL) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 
 # The stamps say what is installed; a change of the packaging installs again.
 $(VENV)/bin/pip:
@@ -63,6 +67,14 @@ $(VENV)/.user: $(VENV)/bin/pip pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.user
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,peers,lora,dev]'
+	touch $@
+
+# Another diffusers in front of everything else that is installed, torch too.
+$(VENV)-diffusers-%/.dev: $(VENV)/.dev
+	$(BIN)/python -m venv --clear $(@D)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'diffusers==$*.*'
 	touch $@
 
 # mypy does not follow the renaming of an editable install.
