@@ -1,10 +1,13 @@
-"""Fill the tables of the README from the committed results: ``python docs/tables.py``. Figures are never typed by hand."""
+"""Fill the tables of the README from the committed results and from the list of methods: ``python docs/tables.py``. Figures are never typed by hand."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
+from selfcascade.baselines.registry import BASELINES
+from selfcascade.config import Method
 from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import METRICS, Metric, Number, Results
 
@@ -12,15 +15,44 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+CASCADE = {
+    "base": "the base's own picture, at its own size",
+    "lanczos": "the base's own picture, enlarged by Pillow's Lanczos filter",
+    "tuning-free": "the cascade: each stage starts from the noised latent of the one below",
+    "tuned": "the cascade, with the pivot's features added by an upsampler",
+}
+"""What the methods do that are no baselines of the registry."""
+NEEDS = {
+    "latent-sr": "`adapt` with `adaptation.trainable=latent-upscaler`",
+    "x4-upscaler": "a folder or hub id of the upscaler, `generation.baselines.x4.model`",
+    "hidiffusion": "the extra `peers`; SD 1.5, SD 2.1, SDXL",
+    "lora": "the extra `lora`; `run` trains each entry of `finetunes`, `adapt` one with `adaptation.trainable=lora`",
+    "full": "`run` trains it by `finetunes`, `adapt` with `adaptation.trainable=full`",
+    "tuned": "`run` trains it, `adapt` with `adaptation.trainable=upsampler`",
+}
+"""What a method needs beside the base."""
 
 
 def filled(text: str) -> str:
-    """The README with the table between its marks made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    body = table(Results.model_validate_json(RESULTS.read_bytes())) if RESULTS.exists() else "`make demo` prints them."
-    return f"{before}{BEGIN}\n{body}\n{END}{after}"
+    """The README with the tables between their marks made anew."""
+    results = table(Results.model_validate_json(RESULTS.read_bytes())) if RESULTS.exists() else "`make demo` prints them."
+    return between(between(text, "results", results), "methods", methods())
+
+
+def between(text: str, block: str, body: str) -> str:
+    """The page with what lies between the marks of a block made anew."""
+    begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{body}\n{end}{after}"
+
+
+def methods() -> str:
+    """Markdown: a row for each method of `generate`, in the order of reports."""
+    lines = [_row(["method", "what it draws", "what it needs beside the base"]), _row(["---", "---", "---"])]
+    for name in get_args(Method):
+        lines.append(_row([f"`{name}`", CASCADE[name] if name in CASCADE else BASELINES[name].summary, NEEDS.get(name, "")]))
+    return "\n".join(lines)
 
 
 def table(results: Results) -> str:

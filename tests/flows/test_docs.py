@@ -28,3 +28,8 @@ def test_code_that_the_method_page_names_exists():
     assert len(names) > 30
     for module, name in names:
         assert hasattr(importlib.import_module(f"selfcascade.{module}"), name), f"docs/method.md names {module}:{name}"
+
+
+def test_the_table_of_methods_is_current():
+    code = "import sys; sys.path.insert(0, 'docs'); import tables as t; text = t.README.read_text(); sys.exit(t.between(text, 'methods', t.methods()) != text)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, "run `make docs`"
