@@ -215,6 +215,16 @@ def test_an_image_prompt_of_each_sample_stays_with_it():
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_an_unloaded_image_prompt_is_gone():
+    """Diffusers' own unloading leaves its trace in the configuration; the cascade goes by the networks and asks for none."""
+    stock = stock_base("small")
+    pipeline = cascade(stock)
+    plain = bits(pipeline)
+    with_image_prompts(stock)
+    stock.unload_ip_adapter()
+    assert torch.equal(bits(pipeline), plain)
+
+
 def test_masks_of_an_image_prompt_are_not_cut_into_rows():
     """One mask, (1, 1, H, W), serves both branches and every stage: all ones is no mask, all zeros no image prompt."""
     stock = stock_base("small")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import models
@@ -205,8 +207,10 @@ def test_pipelines_that_share_a_unet_do_not_see_each_other_in_threads():
     before.check()
 
 
-def test_threads_encode_text_at_once():
-    """A fast tokenizer keeps the padding of the call under way; four threads get the same text, padded, every time."""
+def test_threads_encode_text_at_once(request):
+    """A fast tokenizer keeps the padding of the call under way; four threads that take turns often get the same text, padded, every time."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-5)
     pipeline = quiet(SelfCascadePipeline.from_pipe(stock_base("small")))
     start = threading.Barrier(4)
 
