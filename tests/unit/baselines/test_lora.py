@@ -103,6 +103,20 @@ def test_merged_is_unmerged(kind: str) -> None:
     torch.testing.assert_close(unmerged(**given)[0], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", models.KINDS)
+@torch.no_grad()
+def test_what_trains_is_what_is_loaded(kind: str) -> None:
+    """The UNet that runs with the parameters in training predicts what one predicts that diffusers adds the saved numbers to."""
+    stock = models.unet(kind)
+    unet = lora.shared(stock)
+    adapter = lora.Lora.on(unet, 4)
+    draws = torch.Generator().manual_seed(2)
+    for parameter in adapter.parameters():
+        parameter.normal_(std=0.1, generator=draws)
+    given = inputs(stock, kind)
+    torch.testing.assert_close(unet(**given)[0], adapter.added_to(stock)(**given)[0], atol=1e-5, rtol=1e-5)
+
+
 @given(rank=st.integers(1, 9), seed=st.integers(0, 2**31))
 @settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @torch.no_grad()

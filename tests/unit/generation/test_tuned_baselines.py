@@ -57,7 +57,7 @@ def by(settings: GenerationSettings, way: str, finetuned: object, **changes: obj
 
 def test_each_samples_the_target_by_its_own_unet(store: Store, settings: GenerationSettings, tuned: dict[str, Path]) -> None:
     """Paired by key with direct sampling, other pictures; equal to the baseline called by hand; what the base draws afterwards is what it drew before."""
-    plain = settings.model_copy(update={"baselines": BaselineSettings(eta=0.0)})
+    plain = settings.model_copy(update={"baselines": BaselineSettings(eta=1.0)})
     direct = plain.model_copy(update={"method": "direct", "name": "before"})
     found = {"direct": made(direct, store)} | {way: made(by(plain, way, folder, name=way), store) for way, folder in tuned.items()}
     assert len({tuple(pictures) for pictures in found.values()}) == 1
@@ -69,7 +69,7 @@ def test_each_samples_the_target_by_its_own_unet(store: Store, settings: Generat
     pipeline = load_pipeline(settings.base, device="cpu")
     for spec in plan_generation(by(plain, "lora", tuned["lora"]), store).chunks[0]:
         for way, sample, given in (("lora", lora.sample, {"adapter": tuned["lora"]}), ("full", full.sample, {"unet": tuned["full"]})):
-            call = {"num_inference_steps": 2, "guidance_scale": 3.0, "eta": 0.0, "generator": sample_generator(spec.seed), "output_type": "np", **given}
+            call = {"num_inference_steps": 2, "guidance_scale": 3.0, "eta": 1.0, "generator": sample_generator(spec.seed), "output_type": "np", **given}
             picture = sample(pipeline, spec.prompt, height=2 * NATIVE, width=2 * NATIVE, **call).images[0]
             np.testing.assert_allclose(found[way][spec.key] / 255, picture, atol=1.5 / 255)
 
