@@ -216,7 +216,7 @@ def test_an_image_prompt_of_each_sample_stays_with_it():
 
 
 def test_an_unloaded_image_prompt_is_gone():
-    """Diffusers' own unloading leaves its trace in the configuration; the cascade goes by the networks and asks for none."""
+    """The cascade asks for none any more, and samples as before."""
     stock = stock_base("small")
     pipeline = cascade(stock)
     plain = bits(pipeline)
