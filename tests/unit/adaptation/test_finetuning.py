@@ -116,11 +116,11 @@ def test_the_pivot_has_no_part(latents: LatentCache, tiny_base: Path, way: str) 
 
 @WAYS
 def test_loss_decreases_on_one_fixed_batch(tiny_base: Path, way: str) -> None:
-    """The same four samples, timesteps and noise in every step: by 5 percent in twelve steps."""
+    """The same four samples, timesteps and noise in every step: by 5 percent in eight steps."""
     trainer, _ = tuner(synthetic_latents(train=4), tiny_settings(tiny_base, trainable=way, lr=3e-3, caption_dropout=0.0))
     start = trainer.generator.get_state()
     trainer.order.batch = lambda position, count: ["s00", "s01", "s02", "s03"]  # type: ignore[method-assign]
-    for _ in range(12):
+    for _ in range(8):
         trainer.generator.set_state(start)
         trainer.advance()
     losses = [row[0] for row in trainer.log()]
@@ -215,10 +215,9 @@ def test_the_folder_holds_what_others_read(world: Store, tiny_base: Path, way: s
         assert str(tiny_base.parent).encode() not in artifact.read(name)
 
 
-@WAYS
-def test_an_interrupted_run_writes_the_same_manifest(fresh: Callable[[], Store], tiny_base: Path, way: str) -> None:
+def test_an_interrupted_run_writes_the_same_manifest(fresh: Callable[[], Store], tiny_base: Path) -> None:
     """Stopped after the third step, gone on from the second, with other checkpoints and logs: every byte is equal."""
-    settings = tiny_settings(tiny_base, name="again", trainable=way, steps=4)
+    settings = tiny_settings(tiny_base, name="again", trainable="lora", steps=4)
     manifests = []
     for interrupted in (False, True):
         store = fresh()

@@ -57,8 +57,7 @@ def test_counts_on_stable_diffusion_21(rank: int, count: int) -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) == PUBLISHED["sd-2.1-base"].parameters + count
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
-@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize(("kind", "rank"), [("small", 1), ("sd21", 4), ("sdxl", 3)])
 def test_every_linear_layer_and_nothing_else(kind: str, rank: int) -> None:
     """Each gets one A and one B of its own shape; the ladder counts them without peft."""
     stock = models.unet(kind)
@@ -81,7 +80,7 @@ def test_a_fresh_one_is_the_base(kind: str) -> None:
     assert torch.equal(unet(**given)[0], stock(**given)[0])
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", ["small", "sdxl"])
 @torch.no_grad()
 def test_merged_is_unmerged(kind: str) -> None:
     """W + B A in place of W, worked out by hand for every layer, gives the same output to 1e-5, another than the base's; so does diffusers' fuse_lora."""
@@ -103,7 +102,7 @@ def test_merged_is_unmerged(kind: str) -> None:
     torch.testing.assert_close(unmerged(**given)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", ["small", "sdxl"])
 @torch.no_grad()
 def test_what_trains_is_what_is_loaded(kind: str) -> None:
     """The UNet that runs with the parameters in training predicts what one predicts that diffusers adds the saved numbers to."""
@@ -118,7 +117,7 @@ def test_what_trains_is_what_is_loaded(kind: str) -> None:
 
 
 @given(rank=st.integers(1, 9), seed=st.integers(0, 2**31))
-@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
 @torch.no_grad()
 def test_what_is_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactory, rank: int, seed: int) -> None:
     """Every number and the record; a UNet with it predicts what the one with the original does; equal LoRAs make equal bytes."""
@@ -140,7 +139,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactor
     assert torch.equal(own(**given)[0], adapter.added_to(stock)(**given)[0])
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", ["sd21", "sdxl"])
 def test_a_stock_pipeline_loads_it_unchanged(kind: str, tmp_path: Path) -> None:
     """``load_lora_weights`` of diffusers' own pipeline on the folder, then its own sampling at the target size: the pictures of the baseline, to 1e-5.
     The stock pipeline in a cascade, LoRA and all, gives its own bit for bit; without the LoRA they are others."""
