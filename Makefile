@@ -19,7 +19,7 @@ test-full: $(VENV)/.dev
 
 # The method and the baselines on the lowest diffusers that the packaging allows; `make test` has the highest.
 test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
-	$(VENV)-diffusers-0.40/bin/python -m pytest tests/unit/cascade tests/unit/baselines
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(VENV)-diffusers-0.40/bin/python -m pytest tests/unit/cascade tests/unit/baselines
 
 ui: $(VENV)/.user
 	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_UI_API_URL=http://127.0.0.1:$(UI_PORT)/api \
