@@ -13,6 +13,7 @@ from typing import Any, Self
 import safetensors.torch
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, StableDiffusionPipeline
+from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -178,9 +179,12 @@ def _loaded(unet: ModelMixin, state: dict[str, Tensor], alphas: dict[str, float]
     if elsewhere or not state:
         raise SettingsError(f"this LoRA holds weights of {', '.join(elsewhere) or 'nothing'}; the baseline takes one of the UNet alone")
     own = shared(unet)
-    known = {name.partition(".lora")[0] for name in state} - {f"unet.{name}" for name, _ in own.named_modules()}
-    if known:
-        raise SettingsError(f"this LoRA is for layers that the base's UNet does not have, such as {min(known).removeprefix('unet.')}; choose one of this base")
+    layers = {name.removeprefix("unet."): tensor for name, tensor in state.items()}
+    if not any(".lora_A." in name for name in layers):
+        layers = convert_unet_state_dict_to_peft(layers)  # other trainers' names, as diffusers reads them below
+    unknown = {name.partition(".lora_")[0] for name in layers} - {name for name, _ in own.named_modules()}
+    if unknown:
+        raise SettingsError(f"this LoRA is for layers that the base's UNet does not have, such as {min(unknown)}; choose one of this base")
     # This way peft takes the tensors as they are, where otherwise it first draws weights from torch's own generator.
     StableDiffusionPipeline.load_lora_into_unet(state, alphas, own, low_cpu_mem_usage=True)
     for name, parameter in own.named_parameters():

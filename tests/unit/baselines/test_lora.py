@@ -139,6 +139,24 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory: pytest.TempPathFactor
     assert torch.equal(own(**given)[0], adapter.added_to(stock)(**given)[0])
 
 
+@torch.no_grad()
+def test_a_lora_of_another_trainer_counts_too(tmp_path: Path) -> None:
+    """One layer alone, under the names that kohya's trainer gives, with a factor alpha / rank: the UNet is the one with W + alpha / rank * B A there."""
+    stock = models.unet("sd21")
+    layer = stock.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
+    files = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    folder = folder_of(tmp_path / "kohya", {FILES["lora"][0]: files})
+    given = inputs(stock, "sd21")
+    found = lora.adapted(stock, find_finetune(str(folder), "lora"))(**given)[0]
+    before = stock(**given)[0]
+    layer.weight += 0.5 * up @ down
+    expected = stock(**given)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["sd21", "sdxl"])
 def test_a_stock_pipeline_loads_it_unchanged(kind: str, tmp_path: Path) -> None:
     """``load_lora_weights`` of diffusers' own pipeline on the folder, then its own sampling at the target size: the pictures of the baseline, to 1e-5.
