@@ -88,7 +88,7 @@ def test_denoiser_learns_and_its_average_follows():
 
 
 def test_hidden_weights_step_by_muon_at_the_size_of_adamw():
-    """Hidden weights move by an orthogonalised step: its root mean square is 0.2 of the learning rate (arXiv 2502.16982, section 2.2) whatever the gradient's."""
+    """Hidden weights move by an orthogonalised step: its root mean square is 0.2 of the rate (arXiv 2502.16982), whatever the gradient's."""
     tokenizer = build_tokenizer(["a cat", "two dogs"], max_tokens=8)
     tokens = tokenize(tokenizer, ["a cat", "two dogs"] * 4)
     latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
