@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selfcascade.cascade.families import Prediction
 from selfcascade.settings import SettingsError
-
-Prediction = Literal["epsilon", "v_prediction"]
 
 
 def last_timestep(start: float, timesteps: int) -> int:

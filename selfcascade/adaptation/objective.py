@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfcascade.adaptation.cache import Batch, LatentCache, moved
-from selfcascade.adaptation.loss import Prediction, draw_timesteps, last_timestep, noise_loss
+from selfcascade.adaptation.loss import draw_timesteps, last_timestep, noise_loss
 from selfcascade.baselines.lora import Lora
 from selfcascade.cascade.conditioning import Conditioning
+from selfcascade.cascade.families import Prediction
 from selfcascade.cascade.injection import attached, unet_with_pivot
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.upsampler import SMALL, FeatureUpsampler

@@ -68,7 +68,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
 
 def solver_of(scheduler: SchedulerMixin) -> SchedulerMixin:
     """The scheduler that a base was saved with where the cascade knows it, else DDIM, the paper's sampler, on the same noise schedule and grid."""
-    return scheduler if isinstance(scheduler, tuple(SOLVERS.values())) else DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+    return scheduler if isinstance(scheduler, tuple(SOLVERS.values())) else solver_on(scheduler, "ddim")
 
 
 def prepare(scheduler: SchedulerMixin, steps: int, *, device: torch.device | None = None) -> SchedulerMixin:

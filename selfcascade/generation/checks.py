@@ -20,6 +20,7 @@ from selfcascade.cascade.injection import pivot_features, unet_with_pivot
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.pivot import bilinear
 from selfcascade.cascade.schedule import Size, remaining_timesteps
+from selfcascade.cascade.solver import solver_on
 from selfcascade.cascade.upsampler import FeatureUpsampler, count_parameters
 from selfcascade.config import BaselineSettings
 from selfcascade.generation.models import is_memory
@@ -108,7 +109,7 @@ def run_checks(pipeline: SelfCascadePipeline) -> Iterator[Outcome]:
     Args:
         pipeline: of the base, on its device and in its precision; its scheduler is replaced by DDIM on the same noise schedule.
     """
-    pipeline = SelfCascadePipeline.from_pipe(pipeline, scheduler=DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False))
+    pipeline = SelfCascadePipeline.from_pipe(pipeline, scheduler=solver_on(pipeline.scheduler, "ddim"))
     pipeline.register_modules(upsampler=None)
     pipeline.set_progress_bar_config(disable=True)
     for check in CHECKS:
