@@ -156,11 +156,11 @@ def _inputs(run: PipelineSettings, plan: CurationPlan) -> int:
 
 
 def _pretraining(settings: PretrainingSettings, store: Store) -> Step:
-    from selfcascade.adaptation.pretrain import plan_pretraining, steps_done
+    from selfcascade.adaptation.pretrain import plan_pretraining, steps_done, steps_planned
 
     plan = plan_pretraining(settings, store)
-    behind = sum(steps_done(settings, store, plan).values())
-    return _step("pretrain", plan, work=settings.autoencoder.steps + settings.denoiser.steps - behind, serial=True)
+    ahead = sum(steps_planned(settings).values()) - sum(steps_done(settings, store, plan).values())
+    return _step("pretrain", plan, work=ahead, serial=True)
 
 
 def _adaptation(settings: AdaptationSettings, run: PipelineSettings, store: Store) -> Step:

@@ -132,6 +132,8 @@ class AutoencoderSettings(Settings):
 class DenoiserSettings(Settings):
     """The small base's UNet and text encoder and their training."""
 
+    FORMAT = 2  # Muon steps the hidden weights
+
     channels: tuple[int, ...] = Field((64, 128, 160), min_length=2, description="channels a level")
     text_width: int = Field(96, ge=8, description="width of the text encoder")
     text_layers: int = Field(2, ge=1, description="layers of the text encoder")
@@ -146,10 +148,11 @@ class DenoiserSettings(Settings):
 
 
 class PretrainingSettings(Settings):
-    """A small text-to-image latent diffusion model, trained from nothing on a dataset artifact."""
+    """A small text-to-image latent diffusion model, trained on a dataset artifact."""
 
     name: Name = where("tiny-emoji", description="name of the base artifact")
     dataset: str = where("datasets/twemoji", description="dataset artifact: kind/name, or kind/name@version")
+    init: str | None = where(None, description="base that training goes on from: its autoencoder is kept, UNet and text encoder learn on; unset: from nothing")
     size: int = Field(128, ge=32, multiple_of=8, description="native side of the base in pixels")
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     denoiser: DenoiserSettings = DenoiserSettings()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from selfcascade.adaptation.pretrain import PretrainingPlan, PretrainingStep, plan_pretraining, publish_pretraining, steps_done, train_base
+from selfcascade.adaptation.pretrain import PretrainingPlan, PretrainingStep, plan_pretraining, publish_pretraining, steps_done, steps_planned, train_base
 from selfcascade.config import ExecutionSettings, PretrainingSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
 from selfcascade_tasks.network import NETWORK
@@ -25,12 +25,12 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
     """The optimizer steps that are left of both phases, in a worker process."""
     held = opened(store)
     before = steps_done(settings, held, plan)
-    autoencoder = settings.autoencoder.total_steps
-    total = autoencoder + settings.denoiser.steps
+    planned = steps_planned(settings)
+    total = sum(planned.values())
     with StageProgress("train", settings.name, start=sum(before.values()), total=total, what="steps") as progress:
 
         def report(reached: PretrainingStep) -> None:
-            first = autoencoder if reached.phase == "denoiser" else 0
+            first = planned["autoencoder"] if reached.phase == "denoiser" else 0
             progress.reach(first + reached.step, note=f"{reached.phase}, loss {reached.loss:.4f}")
 
         measured = workers(execution.workers).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)

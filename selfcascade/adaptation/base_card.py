@@ -13,7 +13,7 @@ ROWS = 12
 """Rows of the loss table."""
 
 
-def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: ArtifactRef, record: Mapping[str, Any]) -> str:
+def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: ArtifactRef, record: Mapping[str, Any], *, init: str | None = None) -> str:
     """Markdown with a front matter that model hubs read. No clock, no host: two equal runs write equal cards.
 
     Args:
@@ -21,24 +21,26 @@ def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: Artifact
         ref: of the base.
         dataset: that it learnt from.
         record: ``counts``, ``log_every`` and ``losses`` of each phase (mean loss of every ``log_every`` steps).
+        init: base that training went on from, as name@version.
     """
     counts = record["counts"]
+    start = f"Trained on from `{init}`, its autoencoder kept and the denoiser's optimizers started anew," if init else "Trained from nothing"
     sections = [
         "---\nlibrary_name: diffusers\ntags: [text-to-image, latent-diffusion]\nlicense: cc-by-4.0\n---",
         f"# {ref.name}",
         f"A small text-to-image latent diffusion model, native at {settings.size} x {settings.size} pixels, in the folder format of diffusers; "
         "`StableDiffusionPipeline.from_pretrained(folder)` loads it unchanged. "
         "It shows, on a laptop, what the cascade does to a base; it is no general picture model.",
-        f"Trained from nothing on the train split of `{dataset}` ({counts['pictures']:,} pictures, {counts['words']:,} words).",
+        f"{start} on the train split of `{dataset}` ({counts['pictures']:,} pictures, {counts['words']:,} words).",
         markdown_table("count", counts),
         "## Training",
         "Autoencoder: L1, squared error, finite differences and KL, with a share of steps on halved latents; its latent channels are normalised to "
         "zero mean and unit variance. Denoiser: noise prediction with min-SNR weights on latents of the published autoencoder; the text encoder learns "
         "along. The published weights are the moving average, in half precision.",
-        markdown_table("setting", flattened(settings.what())),
-        f"Loss of the autoencoder, and noise MSE of the denoiser, mean over {record['log_every']} steps at the step given:",
-        *(_curve(phase, values, record["log_every"]) for phase, values in record["losses"].items()),
-        "To train it again:\n\n```\nselfcascade pretrain --config tiny-emoji\n```",
+        markdown_table("setting", {name: value for name, value in flattened(settings.what()).items() if not init or not name.startswith("autoencoder.")}),
+        f"Loss of what was trained (of the denoiser its noise MSE), mean over {record['log_every']} steps at the step given:",
+        *(_curve(phase, values, record["log_every"]) for phase, values in record["losses"].items() if values),
+        f"To train it again:\n\n```\nselfcascade pretrain --config {settings.name}\n```",
         "## Licence",
         f"Pictures: {PICTURES['twemoji']} The weights are passed on under the same terms.",
     ]

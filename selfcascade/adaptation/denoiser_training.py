@@ -36,6 +36,11 @@ def build_tokenizer(captions: Iterable[str], *, max_tokens: int) -> PreTrainedTo
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate((*SPECIAL, *words))}, unk_token=SPECIAL[3]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)])
+    return wrap_tokenizer(tokenizer, max_tokens=max_tokens)
+
+
+def wrap_tokenizer(tokenizer: Tokenizer, *, max_tokens: int) -> PreTrainedTokenizerFast:
+    """The tokenizer as the text encoder's pipeline takes it, with the special tokens of :func:`build_tokenizer`."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_tokens,

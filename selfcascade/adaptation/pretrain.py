@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from pydantic import Field
+from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, encode_all, fold_statistics, psnr
 from selfcascade.adaptation.base_card import base_card
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
-from selfcascade.adaptation.denoiser_training import DenoiserTraining, build_scheduler, build_tokenizer, tokenize
+from selfcascade.adaptation.denoiser_training import DenoiserTraining, build_scheduler, build_tokenizer, tokenize, wrap_tokenizer
 from selfcascade.adaptation.trainer import Diverged
+from selfcascade.bases import ResolvedBase, resolve_base
 from selfcascade.config import PretrainingSettings
 from selfcascade.curation.reading import read_samples
 from selfcascade.settings import SettingsError
@@ -63,18 +66,27 @@ class PretrainingPlan(Plan):
     """The two phases of a base and the dataset that both learn from."""
 
     dataset: ArtifactRef = Field(description="dataset that the base learns from, pinned")
+    init: str | None = Field(None, description="base that training goes on from, as name@version")
 
 
 def plan_pretraining(settings: PretrainingSettings, store: Store) -> PretrainingPlan:
     """The address of the base and how far its training is. One unit a phase; writes nothing."""
     dataset = resolve(store, settings.dataset, kind="datasets").ref
-    artifact = _artifact(settings, store, dataset)
+    init = resolve_base(settings.init, store) if settings.init is not None else None
+    artifact = _artifact(settings, store, dataset, init.version if init else None)
     published = artifact.published()
     there = artifact.existing()
     done = (0, 1) if published or TRAINING in there else (0,) if AUTOENCODER[1] in there else ()
     todo = tuple(unit for unit in (0, 1) if unit not in done)
     return PretrainingPlan(
-        artifact_ref=artifact.ref, published=published, units=2, done=done, todo=todo, bytes_planned=25_000_000 if todo else 0, dataset=dataset
+        artifact_ref=artifact.ref,
+        published=published,
+        units=2,
+        done=done,
+        todo=todo,
+        bytes_planned=25_000_000 if todo else 0,
+        dataset=dataset,
+        init=str(init) if init else None,
     )
 
 
@@ -85,41 +97,102 @@ def train_base(settings: PretrainingSettings, store: Store, plan: PretrainingPla
     machine. The denoiser learns on latents of the autoencoder *as published*, in half precision.
 
     Raises:
-        SettingsError: the dataset's pictures do not have twice the base's side, or a split is empty.
+        SettingsError: the dataset's pictures do not have twice the base's side, a split is empty, or the base to go on from has another shape, or is
+            another one than was planned with.
         Diverged: a loss is not finite; names the step.
     """
     if plan.published:
         return
     torch.set_num_threads(settings.compute.threads)
-    artifact = _artifact(settings, store, plan.dataset)
+    artifact = _artifact(settings, store, plan.dataset, _version(plan.init))
     pictures = _pictures(settings, resolve(store, plan.dataset.uri))
+    init = _planned_init(settings, store, plan)
     if 0 in plan.todo:
-        _train_autoencoder(settings, artifact, pictures, progress)
+        if init:
+            _keep_autoencoder(init, artifact)
+        else:
+            _train_autoencoder(settings, artifact, pictures, progress)
     if 1 in plan.todo:
-        _train_denoiser(settings, artifact, plan.dataset, pictures, progress)
+        _train_denoiser(settings, artifact, plan.dataset, pictures, init, progress)
 
 
 def publish_pretraining(settings: PretrainingSettings, store: Store, plan: PretrainingPlan) -> ArtifactRef:
     """Commit the base: manifest, then pointer; then its checkpoints go."""
     if plan.published:
         return plan.ref
-    artifact = _artifact(settings, store, plan.dataset)
+    artifact = _artifact(settings, store, plan.dataset, _version(plan.init))
     training = json.loads(artifact.read(TRAINING))
     ref = artifact.publish(counts=training["counts"])
     clear_checkpoints(store, plan.ref.version)
     return ref
 
 
-def _artifact(settings: PretrainingSettings, store: Store, dataset: ArtifactRef) -> Artifact:
-    return Artifact.plan(store, "bases", settings.name, settings, {"dataset": dataset.version})
+def steps_planned(settings: PretrainingSettings) -> dict[Phase, int]:
+    """Optimizer steps of each phase; a base that training goes on from brings its autoencoder."""
+    return {"autoencoder": settings.autoencoder.total_steps if settings.init is None else 0, "denoiser": settings.denoiser.steps}
 
 
 def steps_done(settings: PretrainingSettings, store: Store, plan: PretrainingPlan) -> dict[Phase, int]:
     """Optimizer steps that lie behind each phase; only lists keys."""
-    newest = newest_step(store, plan.ref.version)
-    if 0 not in plan.done:
+    planned, newest = steps_planned(settings), newest_step(store, plan.ref.version)
+    if planned["autoencoder"] and 0 not in plan.done:
         return {"autoencoder": newest, "denoiser": 0}
-    return {"autoencoder": settings.autoencoder.total_steps, "denoiser": settings.denoiser.steps if 1 in plan.done else newest}
+    return planned | ({} if 1 in plan.done else {"denoiser": newest})
+
+
+def _artifact(settings: PretrainingSettings, store: Store, dataset: ArtifactRef, init: str | None) -> Artifact:
+    return Artifact.plan(store, "bases", settings.name, settings, {"dataset": dataset.version} | ({"init": init} if init else {}))
+
+
+def _version(base: str | None) -> str | None:
+    return base.rpartition("@")[2] if base else None
+
+
+def _planned_init(settings: PretrainingSettings, store: Store, plan: PretrainingPlan) -> ResolvedBase | None:
+    if settings.init is None:
+        return None
+    found = resolve_base(settings.init, store)
+    if str(found) != plan.init:
+        raise SettingsError(f"base {settings.init} is now {found}, but training was planned from {plan.init}; run again")
+    return found
+
+
+def _keep_autoencoder(base: ResolvedBase, artifact: Artifact) -> None:
+    for name in (*AUTOENCODER, "tokenizer/tokenizer.json"):
+        if not Path(base.location, name).is_file():
+            raise SettingsError(f"base {base} has no file {name}; pretraining.init needs a base that pretraining made")
+    artifact.put(TRAINING_AUTOENCODER, json.dumps({"losses": []}).encode())
+    for name in AUTOENCODER:
+        artifact.put(name, Path(base.location, name))
+
+
+def _vocabulary(base: ResolvedBase) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(Path(base.location, "tokenizer", "tokenizer.json")))
+    tokenizer.no_truncation()  # use leaves both in the file, and the tokenizer would be saved with more settings than it was made with
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _take_over(training: DenoiserTraining, base: ResolvedBase) -> None:
+    """Weights of the base's UNet and text encoder into a training at step 0.
+
+    Raises:
+        SettingsError: they have another shape than the settings ask for; names the settings.
+    """
+    kind = {"subfolder": "unet", "torch_dtype": torch.float32, "use_safetensors": True}
+    unet = UNet2DConditionModel.from_pretrained(base.location, **kind)
+    text_encoder = CLIPTextModel.from_pretrained(base.location, **kind | {"subfolder": "text_encoder"})
+    try:
+        training.unet.load_state_dict(unet.state_dict())
+        training.text_encoder.load_state_dict(text_encoder.state_dict())
+    except RuntimeError:
+        raise SettingsError(
+            f"base {base} has other channels than pretraining.denoiser asks for: its UNet has {list(unet.config.block_out_channels)}, "
+            f"its text encoder is {text_encoder.config.hidden_size} wide with {text_encoder.config.num_hidden_layers} layers"
+        ) from None
+    with torch.no_grad():
+        for average, parameter in zip(training.average, training.parameters, strict=True):
+            average.copy_(parameter)
 
 
 def _train_autoencoder(settings: PretrainingSettings, artifact: Artifact, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None) -> None:
@@ -137,7 +210,12 @@ def _train_autoencoder(settings: PretrainingSettings, artifact: Artifact, pictur
 
 
 def _train_denoiser(
-    settings: PretrainingSettings, artifact: Artifact, dataset: ArtifactRef, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None
+    settings: PretrainingSettings,
+    artifact: Artifact,
+    dataset: ArtifactRef,
+    pictures: _Pictures,
+    init: ResolvedBase | None,
+    progress: Callable[[PretrainingStep], None] | None,
 ) -> None:
     dtype: torch.dtype = getattr(torch, settings.compute.dtype)
     with TemporaryDirectory(prefix="selfcascade-") as folder:
@@ -146,7 +224,8 @@ def _train_denoiser(
             artifact.download(name, Path(folder, name))
         autoencoder = AutoencoderKL.from_pretrained(Path(folder, "vae"), torch_dtype=torch.float32).eval()
     latents = encode_all(autoencoder, pictures.train).clone()
-    tokenizer = build_tokenizer(pictures.captions, max_tokens=settings.denoiser.max_tokens)
+    max_tokens = settings.denoiser.max_tokens
+    tokenizer = wrap_tokenizer(_vocabulary(init), max_tokens=max_tokens) if init else build_tokenizer(pictures.captions, max_tokens=max_tokens)
     training = DenoiserTraining(
         settings.denoiser,
         latents,
@@ -156,6 +235,8 @@ def _train_denoiser(
         seed=settings.seed,
         dtype=dtype,
     )
+    if init:
+        _take_over(training, init)
     checkpoints = CheckpointFolder(artifact.store, version=artifact.ref.version, latents="denoiser")
     average = {f"average/{number}": value for number, value in enumerate(training.average)}
     modules = {"unet": training.unet, "text_encoder": training.text_encoder}
@@ -183,7 +264,7 @@ def _train_denoiser(
     record = {"counts": counts, "log_every": LOG_EVERY, "losses": {"autoencoder": autoencoder_losses, "denoiser": losses}}
     with TemporaryDirectory(prefix="selfcascade-") as folder:
         pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-        Path(folder, "README.md").write_text(base_card(settings, artifact.ref, dataset, record), encoding="utf-8")
+        Path(folder, "README.md").write_text(base_card(settings, artifact.ref, dataset, record, init=str(init) if init else None), encoding="utf-8")
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             if name not in AUTOENCODER:

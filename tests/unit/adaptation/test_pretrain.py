@@ -205,3 +205,63 @@ def test_pictures_of_another_size_are_refused(store, dataset):
     wrong = base_settings().model_copy(update={"size": 64})
     with pytest.raises(SettingsError, match="curate with size 128"):
         pretrain.train_base(wrong, store, pretrain.plan_pretraining(wrong, store))
+
+
+def made(configuration, store):
+    plan = pretrain.plan_pretraining(configuration, store)
+    pretrain.train_base(configuration, store, plan)
+    return pretrain.resolve(store, pretrain.publish_pretraining(configuration, store, plan).uri)
+
+
+def pulled(artifact, folder):
+    for entry in artifact.manifest().objects:
+        (folder / entry.key).parent.mkdir(parents=True, exist_ok=True)
+        artifact.download(entry.key, folder / entry.key)
+    return folder
+
+
+def test_training_goes_on_from_a_base(store, dataset, tmp_path, monkeypatch):
+    """Autoencoder and tokenizer stay as they are; at step 0 weights and average are the base's; an interrupted run equals an undisturbed one."""
+    first = made(base_settings(), store)
+    folder = pulled(first, tmp_path / "first")
+    longer = base_settings(init="bases/small").model_copy(update={"name": "longer"})
+    assert pretrain.steps_planned(longer) == {"autoencoder": 0, "denoiser": DENOISER.steps}
+    trained = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    advance, seen = DenoiserTraining.advance, []
+
+    def stopping(self):
+        if self.step == 0:
+            seen.append([parameter.detach().clone() for parameter in self.parameters])
+            assert all(map(torch.equal, self.average, self.parameters))
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    monkeypatch.setattr(DenoiserTraining, "advance", stopping)
+    plan = pretrain.plan_pretraining(longer, store)
+    assert plan.init.startswith("bases/small@") or plan.init.startswith("small@")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train_base(longer, store, plan)
+    assert all(map(torch.equal, seen[0], [*trained.unet.parameters(), *trained.text_encoder.parameters()]))
+    monkeypatch.undo()
+    plan = pretrain.plan_pretraining(longer, store)
+    assert pretrain.steps_done(longer, store, plan) == {"autoencoder": 0, "denoiser": 2}
+
+    second = made(longer, store)
+    undisturbed = made(longer.model_copy(update={"name": "undisturbed", "init": str(folder)}), store)
+    kept = ("vae/", "tokenizer/")
+    assert {key: digest for key, digest in bytes_of(first).items() if key.startswith(kept)} == {
+        key: digest for key, digest in bytes_of(second).items() if key.startswith(kept)
+    }
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert bytes_of(second)[weights] == bytes_of(undisturbed)[weights] != bytes_of(first)[weights]
+    card = second.read("README.md").decode()
+    assert f"Trained on from `{plan.init}`" in card
+    assert "autoencoder.steps" not in card
+
+
+def test_a_base_of_another_shape_is_refused(store, dataset):
+    made(base_settings(), store)
+    wider = base_settings(init="bases/small").model_copy(update={"denoiser": DENOISER.model_copy(update={"channels": (16, 32)})})
+    with pytest.raises(SettingsError, match=r"pretraining.denoiser.*\[16, 16\]"):
+        pretrain.train_base(wider, store, pretrain.plan_pretraining(wider, store))
