@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch.nn import Module
 
+from selfcascade.cascade.hooks import SharedHooks
 from selfcascade.settings import SettingsError
 
 State = TypeVar("State")
@@ -19,8 +18,8 @@ State = TypeVar("State")
 class Hooks(Generic[State]):
     """One kind of change, for any number of UNets, blocks and threads at once.
 
-    The hooks themselves hold nothing. What a block asks for is in a context variable, which every thread has for itself: a thread that shares the UNet
-    finds it as it was. Blocks nest, and the innermost one of a UNet counts. The last block out, in whichever thread, removes the hooks.
+    What a block asks for is in a context variable, which every thread has for itself: a thread that shares the UNet finds it as it was. Blocks nest, and the
+    innermost one of a UNet counts.
 
     Args:
         name: of the context variable.
@@ -28,10 +27,8 @@ class Hooks(Generic[State]):
     """
 
     def __init__(self, name: str, hook_all: Callable[[Any], list[Any]]) -> None:
-        self._hook_all = hook_all
+        self._hooks = SharedHooks(hook_all)
         self._states: ContextVar[tuple[tuple[Module, State], ...]] = ContextVar(f"selfcascade_{name}", default=())
-        self._handles: WeakKeyDictionary[Module, tuple[int, list[Any]]] = WeakKeyDictionary()
-        self._lock = Lock()
 
     @contextmanager
     def on(self, unet: Module, state: State) -> Iterator[None]:
@@ -42,22 +39,12 @@ class Hooks(Generic[State]):
         """
         if any(getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod") for module in unet.modules()):
             raise SettingsError("this UNet is compiled, and a compiled UNet overlooks the baselines' hooks; sample with one that is not")
-        with self._lock:
-            users, handles = self._handles.get(unet) or (0, self._hook_all(unet))
-            self._handles[unet] = (users + 1, handles)
-        token = self._states.set((*self._states.get(), (unet, state)))
-        try:
-            yield
-        finally:
-            self._states.reset(token)
-            with self._lock:
-                users, handles = self._handles[unet]
-                if users > 1:
-                    self._handles[unet] = (users - 1, handles)
-                else:
-                    del self._handles[unet]
-                    for handle in handles:
-                        handle.remove()
+        with self._hooks.on(unet):
+            token = self._states.set((*self._states.get(), (unet, state)))
+            try:
+                yield
+            finally:
+                self._states.reset(token)
 
     def state(self, unet: Module) -> State | None:
         """What the innermost block of this thread asks of that UNet, or None outside of all of them."""

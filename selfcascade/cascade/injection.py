@@ -10,19 +10,18 @@ pictures, sample by sample and frame by frame. Features go from pivot to latent 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
 from selfcascade.cascade.families import Inject, Tap, spec_of
+from selfcascade.cascade.hooks import SharedHooks
 from selfcascade.cascade.upsampler import FeatureUpsampler
 
 Features = tuple[Tensor, ...]
@@ -49,36 +48,15 @@ class _EncoderDone(Exception):
 
 
 _PASS: ContextVar[_Pass | None] = ContextVar("selfcascade_pass", default=None)
-_HOOKS: WeakKeyDictionary[ModelMixin, tuple[int, list[Any]]] = WeakKeyDictionary()
-"""UNet to the number of ``attached`` blocks that it is in, and the handles of its hooks.
-
-Where another thread detaches while the user's own pass runs here, torch still calls a hook that it has seen, but no longer with keyword arguments.
-"""
-_LOCK = Lock()
 
 
-@contextmanager
-def attached(unet: ModelMixin) -> Iterator[None]:
+def attached(unet: ModelMixin) -> AbstractContextManager[None]:
     """Hooks on the UNet's encoder for the time of a ``with`` block. Blocks nest, also across threads: the last one out removes the hooks.
 
     The passes below attach for themselves. Attach around a loop of passes to spare the upkeep, and around all use of a compiled UNet: ``torch.compile``
     does not see hooks that come after it.
     """
-    unet = _bare(unet)
-    with _LOCK:
-        users, handles = _HOOKS.get(unet) or (0, _hook_all(unet))
-        _HOOKS[unet] = (users + 1, handles)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            users, handles = _HOOKS[unet]
-            if users > 1:
-                _HOOKS[unet] = (users - 1, handles)
-            else:
-                del _HOOKS[unet]
-                for handle in handles:
-                    handle.remove()
+    return _HOOKS.on(_bare(unet))
 
 
 def pivot_features(
@@ -210,6 +188,9 @@ def _hook(unet: ModelMixin, module: str) -> Callable[..., Any]:
         return output
 
     return hook
+
+
+_HOOKS = SharedHooks(_hook_all)
 
 
 def _visit(this: _Pass, level: int, tap: Tap, output: Any, emb: Tensor) -> Any:
