@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from diffusers import ImagePipelineOutput, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import Conv2d
 
@@ -22,6 +21,7 @@ from selfcascade.baselines.hooks import Hooks
 from selfcascade.cascade.families import BaseSpec
 from selfcascade.cascade.guidance import guided
 from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.cascade.solver import prepare
 from selfcascade.config import BaselineSettings
 from selfcascade.settings import SettingsError
 
@@ -37,7 +37,7 @@ def redilated(unet: UNet2DConditionModel, recipe: DilationRecipe, timesteps: Ten
     Args:
         unet: any diffusers UNet, in a cascade or in a stock pipeline; it may wear a LoRA or be offloaded.
         recipe: what is dilated, how much and when.
-        timesteps: the whole descending grid of the call, (S,), as :func:`grid_of` gives it: it says which step a timestep is.
+        timesteps: the whole descending grid of the call, (S,), such as :func:`~.solver.prepare` makes for the cascade: it says which step a timestep is.
         guidance: whether calls hold the unconditional branch in the first half of the batch. Without it there is nothing to damp.
 
     Raises:
@@ -61,14 +61,6 @@ def redilated(unet: UNet2DConditionModel, recipe: DilationRecipe, timesteps: Ten
             yield
     finally:
         _PASS.reset(token)
-
-
-def grid_of(scheduler: SchedulerMixin, num_inference_steps: int) -> Tensor:
-    """The timesteps of a call with so many steps, (S,), descending; the scheduler stays as it is."""
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps: Tensor = scheduler.timesteps
-    return timesteps
 
 
 def sample(
@@ -104,7 +96,7 @@ def sample(
             "noise-damped guidance needs both branches in one pass at every step; leave joint_branches and guidance_interval alone, or set"
             " baselines.scalecrafter.tau_damped to 0"
         )
-    timesteps = grid_of(pipeline.scheduler, num_inference_steps)
+    timesteps = prepare(pipeline.scheduler, num_inference_steps).timesteps
     with redilated(pipeline.unet, recipe, timesteps, guidance=guided(guidance_scale)):
         own = {"eta": settings.eta, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return direct.sample(pipeline, prompt, height=height, width=width, **own | call)

@@ -18,9 +18,10 @@ from selfcascade.baselines import scalecrafter
 from selfcascade.baselines.attention_scaling import scaled_attention
 from selfcascade.baselines.dilation_tables import DilationRecipe, recipe_for, resolve_table
 from selfcascade.baselines.dispersion import dispersed
-from selfcascade.baselines.scalecrafter import grid_of, redilated
+from selfcascade.baselines.scalecrafter import redilated
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.injection import attached, unet_with_pivot
+from selfcascade.cascade.solver import prepare
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import BaselineSettings, ScaleCrafterSettings
 from selfcascade.settings import SettingsError
@@ -262,7 +263,7 @@ def test_it_works_in_a_stock_pipeline_as_in_the_cascades(pipeline, side):
     call = {"height": side, "width": side, "num_inference_steps": 4, "output_type": "latent"}
     ours = scalecrafter.sample(pipeline, "a red cat", eta=0.0, generator=torch.Generator().manual_seed(0), **call).images
     recipe = recipe_for(pipeline.spec, side, side, ScaleCrafterSettings())
-    with redilated(stock.unet, recipe, grid_of(stock.scheduler, 4)):
+    with redilated(stock.unet, recipe, prepare(stock.scheduler, 4).timesteps):
         theirs = stock("a red cat", generator=torch.Generator().manual_seed(0), **call).images
     assert torch.equal(ours, theirs)
     assert not torch.allclose(ours, stock("a red cat", generator=torch.Generator().manual_seed(0), **call).images, atol=1e-3)
@@ -281,13 +282,27 @@ def test_a_sample_of_a_batch_of_four_is_the_sample_alone(pipeline, side):
     assert not torch.allclose(together[:1], still, atol=1e-2)
 
 
-def test_the_grid_is_that_of_the_call_whatever_the_scheduler():
-    for kind in (DDIMScheduler, EulerDiscreteScheduler):
-        scheduler = kind(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-        grid = grid_of(scheduler, 7)
-        assert len(grid) == 7
-        assert torch.equal(grid, grid.sort(descending=True).values)
-        assert len(scheduler.timesteps) == 1000
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
+def test_the_grid_is_that_of_the_call_whatever_the_scheduler(pipeline, monkeypatch, kind):
+    """Also where the solver drops a timestep below zero, as of 61 trailing steps."""
+    scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    cascade = SelfCascadePipeline.from_pipe(pipeline, scheduler=scheduler)
+    cascade.set_progress_bar_config(disable=True)
+    grids, walked = [], []
+
+    def spying(unet, recipe, timesteps, *, guidance):
+        grids.append(timesteps)
+        return redilated(unet, recipe, timesteps, guidance=guidance)
+
+    def watch(pipe, i, t, tensors):
+        walked.append(t)
+        return {}
+
+    monkeypatch.setattr(scalecrafter, "redilated", spying)
+    call = {"height": 128, "width": 128, "num_inference_steps": 61, "guidance_scale": 1.0, "output_type": "latent"}
+    scalecrafter.sample(cascade, "a red cat", callback_on_step_end=watch, **call)
+    assert torch.equal(grids[0], torch.stack(walked))
+    assert len(scheduler.timesteps) == 1000
 
 
 def test_without_guidance_there_is_nothing_to_damp(pipeline):
