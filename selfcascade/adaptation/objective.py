@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 from selfcascade.adaptation.cache import Batch, LatentCache, moved
 from selfcascade.adaptation.loss import draw_timesteps, last_timestep, noise_loss
 from selfcascade.baselines.lora import Lora
-from selfcascade.cascade.conditioning import Conditioning
 from selfcascade.cascade.families import Prediction
 from selfcascade.cascade.injection import attached, unet_with_pivot
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
@@ -22,6 +22,8 @@ from selfcascade.config import AdaptationSettings
 
 Trained: TypeAlias = FeatureUpsampler | LatentUpscaler | Lora | UNet2DConditionModel
 """What adaptation trains: a network of its own beside a base that stays as it is, or, last, a UNet that starts as the base's."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Objective(Protocol):
@@ -46,66 +48,13 @@ class Objective(Protocol):
         """What a run of many steps should hold open around them."""
 
 
-class NoiseObjective:
-    """Equation 9: the frozen UNet's error in the noise of the target latent, at timesteps below K, when the pivot's features guide it."""
+class _Denoising(ABC, Generic[Network]):
+    """A UNet's error in the noise, or velocity, of the target latent; the classes below say how the UNet passes."""
 
     def __init__(
         self,
         unet: nn.Module,
-        upsampler: FeatureUpsampler,
-        *,
-        alphas_cumprod: Tensor,
-        prediction: Prediction,
-        latents: LatentCache,
-        settings: AdaptationSettings,
-        device: torch.device,
-    ) -> None:
-        """Train ``upsampler``.
-
-        Args:
-            unet: the base's UNet; it is frozen and kept in the precision of ``settings.compute``.
-            upsampler: Φ.
-            alphas_cumprod: abar of the base's schedule, (T,).
-            prediction: what the base predicts: epsilon or v_prediction.
-            latents: give the embedding of the empty caption.
-            settings: of the run.
-            device: where the networks run.
-        """
-        self.settings, self.device = settings, device
-        self.unet = unet.to(device=device, dtype=getattr(torch, settings.compute.dtype)).eval().requires_grad_(False)
-        self.trained = upsampler
-        # A few thousand shared scalars are no weights that decay would keep small: it would only pull them back to where they start.
-        self.weight_decay = 0.0 if settings.upsampler.variant in SMALL else settings.weight_decay
-        self.empty = latents.empty()
-        self.alphas_cumprod = alphas_cumprod.to(device=device, dtype=torch.float32)
-        self.prediction = prediction
-        self.below = last_timestep(settings.start, len(alphas_cumprod))
-
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Draws timesteps, noise and which captions are dropped, in this order."""
-        batch, t, noise = _drawn(batch, generator, below=self.below, empty=self.empty, settings=self.settings, device=self.device)
-        conditioning = batch.text.of_stage((self.settings.size, self.settings.size))
-
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
-            return unet_with_pivot(self.unet, z, t, batch.text.text, pivot=batch.pivot, upsampler=self.trained, **conditioning)
-
-        return noise_loss(denoise, batch.target, noise=noise, t=t, alphas_cumprod=self.alphas_cumprod, prediction=self.prediction)
-
-    def held(self) -> AbstractContextManager[object]:
-        """The UNet's hooks, which a step would otherwise attach and detach."""
-        return attached(self.unet)
-
-
-class FinetuneObjective:
-    """The base's own loss at the target size: a UNet's error in the noise, or velocity, of the target latent at timesteps over all of T (method 9.3).
-
-    The pivot has no part in it.
-    """
-
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        trained: Lora | UNet2DConditionModel,
+        trained: Network,
         *,
         alphas_cumprod: Tensor,
         prediction: Prediction,
@@ -116,9 +65,8 @@ class FinetuneObjective:
         """Train ``trained``.
 
         Args:
-            unet: what predicts: the base's UNet with ``trained`` inside, or ``trained`` itself. Whether it is in training or evaluation mode does not matter:
-                bases have no dropout.
-            trained: a LoRA, or the UNet itself.
+            unet: what predicts.
+            trained: the network that has gradients.
             alphas_cumprod: abar of the base's schedule, (T,).
             prediction: what the base predicts: epsilon or v_prediction.
             latents: give the embedding of the empty caption.
@@ -132,18 +80,61 @@ class FinetuneObjective:
         self.empty = latents.empty()
         self.alphas_cumprod = alphas_cumprod.to(device=device, dtype=torch.float32)
         self.prediction = prediction
+        self.below = len(alphas_cumprod)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Draws timesteps, noise and which captions are dropped, in this order."""
-        timesteps = len(self.alphas_cumprod)
-        batch, t, noise = _drawn(batch, generator, below=timesteps, empty=self.empty, settings=self.settings, device=self.device)
-        conditioning = batch.text.of_stage((self.settings.size, self.settings.size))
+        """Draws timesteps under ``below``, noise and which captions are dropped, in this order."""
+        settings, device = self.settings, self.device
+        t = draw_timesteps(settings.batch, below=self.below, generator=generator)
+        noise = torch.randn(batch.target.shape, generator=generator)
+        dropped = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
+        batch = batch.without_captions(dropped, self.empty).to(device)
+        conditioning = batch.text.of_stage((settings.size, settings.size))
+        return noise_loss(
+            lambda z, t: self.predicted(z, t, batch, conditioning),
+            batch.target,
+            noise=moved(noise, device),
+            t=moved(t, device),
+            alphas_cumprod=self.alphas_cumprod,
+            prediction=self.prediction,
+        )
 
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
-            prediction: Tensor = self.unet(z, t, encoder_hidden_states=batch.text.text, return_dict=False, **conditioning)[0]
-            return prediction
+    @abstractmethod
+    def predicted(self, z: Tensor, t: Tensor, batch: Batch, conditioning: dict[str, Any]) -> Tensor:
+        """The UNet's output for noisy latents z, (B, C, H, W), of a batch at t, (B,)."""
 
-        return noise_loss(denoise, batch.target, noise=noise, t=t, alphas_cumprod=self.alphas_cumprod, prediction=self.prediction)
+
+class NoiseObjective(_Denoising[FeatureUpsampler]):
+    """Equation 9: the frozen UNet's error in the noise of the target latent, at timesteps below K, when the pivot's features guide it."""
+
+    def __init__(self, unet: nn.Module, trained: FeatureUpsampler, *, settings: AdaptationSettings, **base: Any) -> None:
+        """Train Φ beside the base's UNet, which is frozen and kept in the precision of ``settings.compute``."""
+        frozen = unet.to(dtype=getattr(torch, settings.compute.dtype)).eval().requires_grad_(False)
+        super().__init__(frozen, trained, settings=settings, **base)
+        # A few thousand shared scalars are no weights that decay would keep small: it would only pull them back to where they start.
+        self.weight_decay = 0.0 if settings.upsampler.variant in SMALL else settings.weight_decay
+        self.below = last_timestep(settings.start, len(self.alphas_cumprod))
+
+    def predicted(self, z: Tensor, t: Tensor, batch: Batch, conditioning: dict[str, Any]) -> Tensor:
+        """Guided by the batch's pivots."""
+        return unet_with_pivot(self.unet, z, t, batch.text.text, pivot=batch.pivot, upsampler=self.trained, **conditioning)
+
+    def held(self) -> AbstractContextManager[object]:
+        """The UNet's hooks, which a step would otherwise attach and detach."""
+        return attached(self.unet)
+
+
+class FinetuneObjective(_Denoising[Lora | UNet2DConditionModel]):
+    """The base's own loss at the target size: a UNet's error in the noise, or velocity, of the target latent at timesteps over all of T (method 9.3).
+
+    The UNet is the base's with a LoRA inside, or is trained itself. Whether it is in training or evaluation mode does not matter: bases have no dropout.
+    The pivot has no part in it.
+    """
+
+    def predicted(self, z: Tensor, t: Tensor, batch: Batch, conditioning: dict[str, Any]) -> Tensor:
+        """As the UNet is called anywhere."""
+        prediction: Tensor = self.unet(z, t, encoder_hidden_states=batch.text.text, return_dict=False, **conditioning)[0]
+        return prediction
 
     def held(self) -> AbstractContextManager[object]:
         """Nothing."""
@@ -173,13 +164,3 @@ class LatentObjective:
     def held(self) -> AbstractContextManager[object]:
         """Nothing."""
         return nullcontext()
-
-
-def _drawn(
-    batch: Batch, generator: torch.Generator, *, below: int, empty: Conditioning, settings: AdaptationSettings, device: torch.device
-) -> tuple[Batch, Tensor, Tensor]:
-    """The batch with some captions dropped, its timesteps under ``below`` and its noise, on the device; the draws come in a fixed order."""
-    t = draw_timesteps(settings.batch, below=below, generator=generator)
-    noise = torch.randn(batch.target.shape, generator=generator)
-    dropped = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
-    return batch.without_captions(dropped, empty).to(device), moved(t, device), moved(noise, device)
