@@ -70,18 +70,10 @@ def sample(
     settings: BaselineSettings = BaselineSettings(),
     **call: Any,
 ) -> ImagePipelineOutput:
-    """Pictures of that size in a single stage with scaled self-attention.
-
-    Args:
-        pipeline: holds the base.
-        prompt: as the pipeline takes it.
-        height: in pixels.
-        width: in pixels.
-        settings: their eta, unless ``call`` has one.
-        call: whatever else the pipeline's call takes.
+    """Pictures of that size in a single stage with scaled self-attention, arguments as in :mod:`~.baseline`.
 
     Raises:
-        SettingsError: the baseline does not apply to this base; or as the pipeline's call.
+        SettingsError: the base has a level too small to scale (:func:`refusal`); or as the pipeline's call.
     """
     reason = refusal(pipeline.spec, height, width, settings)
     if reason is not None:

@@ -1,4 +1,16 @@
-"""The common face of what the cascade is compared with."""
+"""The common face of what the cascade is compared with.
+
+Every baseline samples by ``sample(pipeline, prompt=None, *, height, width, settings, **call)``, and says beside its own code only what it adds:
+
+* ``pipeline``: a ``SelfCascadePipeline`` that holds the base; it stays as it is.
+* ``prompt``: one or a list, as the pipeline takes it.
+* ``height``, ``width``: of the pictures, in pixels.
+* ``settings``: of all baselines. Those that sample the target in a single stage take eta from there unless ``call`` has one.
+* ``call``: whatever else the pipeline's call takes, its ``output_type`` and ``return_dict`` included.
+
+The pictures are an ``ImagePipelineOutput``, or a tuple, as from the pipeline's call. What that raises a baseline raises too, and a ``SettingsError`` where it
+does not apply.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +34,7 @@ class Baseline:
     refusal: Callable[[BaseSpec, int, int, BaselineSettings], str | None]
     """Takes a base, height and width in pixels, and settings; returns why the baseline does not apply there, or None where it does."""
     sample: Callable[..., ImagePipelineOutput]
-    """``sample(pipeline, prompt=None, *, height, width, settings, **call)``, with a ``SelfCascadePipeline`` and whatever its call takes."""
+    """The pictures; this module's docstring says what it takes and returns."""
 
 
 def applies(spec: BaseSpec, height: int, width: int, settings: BaselineSettings) -> None:

@@ -14,15 +14,9 @@ from selfcascade.config import BaselineSettings
 def sample(
     pipeline: SelfCascadePipeline, prompt: str | list[str] | None = None, *, height: int, width: int, settings: BaselineSettings | None = None, **call: Any
 ) -> ImagePipelineOutput:
-    """Pictures of that size in a single stage.
+    """Pictures of that size in a single stage, arguments as in :mod:`~.baseline`. The pipeline's upsampler, if any, has nothing to guide here.
 
-    Args:
-        pipeline: holds the base; its upsampler, if any, has nothing to guide here.
-        prompt: as the pipeline takes it.
-        height: in pixels.
-        width: in pixels.
-        settings: of the baselines' common face; this one looks at none.
-        call: whatever else the pipeline's call takes. ``eta`` matters here: ScaleCrafter and others sample this row with 1, the cascade with 0.
+    ``settings`` are not looked at: ``eta`` is that of ``call``. It matters here: ScaleCrafter and others sample this row with 1, the cascade with 0.
     """
     return pipeline(prompt, sizes=[(height, width)], **call)
 

@@ -51,16 +51,9 @@ def sample(
     unet: ModelMixin | str | PathLike[str] | None = None,
     **call: Any,
 ) -> ImagePipelineOutput:
-    """Pictures of that size in a single stage, by the fine-tuned UNet.
+    """Pictures of that size in a single stage, by the fine-tuned UNet, arguments as in :mod:`~.baseline`.
 
-    Args:
-        pipeline: holds the base; its UNet is the fine-tuned one already unless ``unet`` is given.
-        prompt: as the pipeline takes it.
-        height: in pixels.
-        width: in pixels.
-        settings: their eta, unless ``call`` has one.
-        unet: the module, or folder or artifact of it, which is then loaded for this call.
-        call: whatever else the pipeline's call takes.
+    ``unet`` is the module, or a folder or artifact of it, which is then loaded for this call. Without it the pipeline's own is the fine-tuned one already.
 
     Raises:
         SettingsError: the UNet is not found, or was trained from another base; or as the pipeline's call.

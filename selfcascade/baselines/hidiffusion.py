@@ -69,15 +69,9 @@ def sample(
     settings: BaselineSettings = BaselineSettings(),
     **call: Any,
 ) -> ImagePipelineOutput:
-    """Pictures of that size in a single stage under HiDiffusion.
+    """Pictures of that size in a single stage under HiDiffusion, arguments as in :mod:`~.baseline`.
 
-    Args:
-        pipeline: holds the base.
-        prompt: as the pipeline takes it.
-        height: in pixels.
-        width: in pixels.
-        settings: their eta, unless ``call`` has one.
-        call: whatever else the pipeline's call takes. With a ``generator`` the windows' shifts are the same in every call.
+    With a ``generator`` the windows' shifts are the same in every call.
 
     Raises:
         SettingsError: as :func:`hidiffused`, or as the pipeline's call.

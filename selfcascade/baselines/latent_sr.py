@@ -31,20 +31,12 @@ def sample(
 ) -> ImagePipelineOutput | tuple[Any]:
     """Pictures of that size: the base's latent, enlarged from stage to stage as the cascade's pivot would be, decoded at the end.
 
-    Args:
-        pipeline: holds the base and a latent upscaler.
-        prompt: as the pipeline takes it; of no use where ``base`` is given.
-        height: in pixels.
-        width: in pixels.
-        settings: of the baselines' common face; this one looks at none.
-        base: clean scaled latents of the base's picture, (B, C, h, w), where they are known.
-        output_type: "pil", "np", "pt" or "latent".
-        return_dict: an ``ImagePipelineOutput``, or a tuple.
-        tile_above: pixels of a picture above which it is decoded in tiles.
-        call: whatever else the pipeline's call takes, for the base's stage.
+    Arguments as in :mod:`~.baseline`, of which ``call`` is for the base's stage and ``settings`` are not looked at, and
+
+    * ``base``: clean scaled latents of the base's picture, (B, C, h, w), where they are known; ``prompt`` is of no use then.
 
     Raises:
-        SettingsError: the pipeline has no latent upscaler, or as the pipeline's call.
+        SettingsError: the pipeline has no latent upscaler, or the output is none of "pil", "np", "pt" and "latent"; or as the pipeline's call.
     """
     if pipeline.latent_upscaler is None:
         raise SettingsError("method 'latent-sr' needs a latent upscaler; set generation.upscaler (upscalers/NAME or a folder), or give latent_upscaler=")

@@ -142,16 +142,10 @@ def sample(
     adapter: str | PathLike[str] | None = None,
     **call: Any,
 ) -> ImagePipelineOutput:
-    """Pictures of that size in a single stage, by the base with its LoRA.
+    """Pictures of that size in a single stage, by the base with its LoRA, arguments as in :mod:`~.baseline`.
 
-    Args:
-        pipeline: holds the base; its UNet has the LoRA already (``load_lora_weights`` of the stock pipeline that it was made from) unless ``adapter`` is given.
-        prompt: as the pipeline takes it.
-        height: in pixels.
-        width: in pixels.
-        settings: their eta, unless ``call`` has one.
-        adapter: folder or artifact of the LoRA, loaded for this call into a UNet of its own.
-        call: whatever else the pipeline's call takes.
+    ``adapter`` is a folder or artifact of the LoRA, loaded for this call into a UNet of its own. Without it the pipeline's UNet has one already
+    (``load_lora_weights`` of the stock pipeline that it was made from).
 
     Raises:
         SettingsError: there is no LoRA, it was trained for another base, or peft is not installed; or as the pipeline's call.

@@ -74,20 +74,13 @@ def sample(
     guidance_scale: float = 7.5,
     **call: Any,
 ) -> ImagePipelineOutput:
-    """Pictures of that size in a single stage with the recipe of the base's family and the size.
+    """Pictures of that size in a single stage with the recipe of the base's family and the size, arguments as in :mod:`~.baseline`.
 
-    Args:
-        pipeline: holds the base.
-        prompt: as the pipeline takes it.
-        height: in pixels.
-        width: in pixels.
-        settings: what replaces the recipe's, and eta, unless ``call`` has one.
-        num_inference_steps: denoising steps.
-        guidance_scale: classifier-free guidance; at 1 and below there is nothing to damp.
-        call: whatever else the pipeline's call takes.
+    ``settings`` also hold what replaces the recipe's. At a ``guidance_scale`` of 1 and below there is nothing to damp.
 
     Raises:
-        SettingsError: there is no table for this base and size; or as the pipeline's call.
+        SettingsError: there is no table for this base and size, or guidance is to be damped and not both its branches are in every pass; or as the pipeline's
+            call.
     """
     recipe = recipe_for(pipeline.spec, height, width, settings.scalecrafter)
     whole = call.get("joint_branches", True) and tuple(call.get("guidance_interval", (0, 1))) == (0, 1)

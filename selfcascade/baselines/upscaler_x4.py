@@ -76,20 +76,15 @@ def sample(
 
     The upscaler's noise continues each sample's generator where the base stage leaves it, whether the base is sampled here or given.
 
-    Args:
-        pipeline: holds the base.
-        prompt: one, or a list.
-        height: in pixels.
-        width: in pixels.
-        settings: the upscaler's steps, guidance and noise level, and where it is, unless ``upscaler`` is given.
-        upscaler: diffusers' own pipeline; its scheduler is used as it is, one call at a time.
-        base: clean scaled latents of the base's picture, (B, C, h, w), where they are known.
-        output_type: "pil", "np" or "pt"; there is no latent of such a picture.
-        return_dict: an ``ImagePipelineOutput``, or a tuple.
-        call: whatever else the pipeline's call takes, for the base's stage.
+    Arguments as in :mod:`~.baseline`, of which ``prompt`` is needed, ``call`` is for the base's stage, and ``settings`` hold the upscaler's steps, guidance and
+    noise level, and where it is; and
+
+    * ``upscaler``: diffusers' own pipeline, in place of the settings'; its scheduler is used as it is, one call at a time.
+    * ``base``: clean scaled latents of the base's picture, (B, C, h, w), where they are known.
 
     Raises:
-        SettingsError: the target is more than four times the base, the upscaler is not there, or the output is "latent"; or as the pipeline's call.
+        SettingsError: the target is more than four times the base, the upscaler is not there, or the output is none of "pil", "np" and "pt", as there is no
+            latent of such a picture; or as the pipeline's call.
     """
     spec, sizes = pipeline.spec, pipeline.sizes(height, width)
     reason = refusal(spec, height, width, settings)
