@@ -35,34 +35,28 @@ def until(condition, seconds):
         time.sleep(0.1)
 
 
-def started(home):
-    return subprocess.Popen(command(*CURATE), cwd=home, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for_a_shard(home):
-    """Until the run has stored something: it is in the middle of its units then."""
-    folder = home / ".selfcascade/store"
-    until((folder / "credentials.json").exists, 120)
-    with Store.open(StoreSettings(folder=folder)) as store:
-        until(lambda: any(info.key.endswith("_stats.json") for info in store.list("datasets/")), 240)
+def interrupted(home, number):
+    """A run that gets the signal at its third shard of twenty, by its own hand: it cannot be over before. All of it gets a Ctrl-C, as from a terminal."""
+    whom = "group" if number == signal.SIGINT else "leader"
+    killer = {"PYTHONPATH": str(Path(__file__).parent / "killer"), "SELFCASCADE_JOURNAL": str(home / "journal")}
+    moment = {"SELFCASCADE_KILL": "before:tar:3", "SELFCASCADE_SIGNAL": f"{whom}:{number:d}"}
+    return subprocess.run(
+        command(*CURATE), cwd=home, env=environment() | killer | moment, capture_output=True, text=True, start_new_session=True, timeout=400, check=False
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGTERM, signal.SIGKILL))])
 def test_a_run_that_is_stopped_leaves_nobody_behind_and_goes_on(selfcascade, tmp_path, number):
-    with started(tmp_path) as run:
-        wait_for_a_shard(tmp_path)
-        if number == signal.SIGINT:
-            os.killpg(run.pid, number)  # as a terminal does
-        else:
-            run.send_signal(number)
-        _, said = run.communicate(timeout=60)
+    run = interrupted(tmp_path, number)
+    assert run.returncode != 0
     if number == signal.SIGINT:
         assert run.returncode == 130
-        assert said.strip().splitlines()[-1] == "selfcascade: interrupted; the same command goes on from here"
-        assert "Traceback" not in said
+        assert run.stderr.strip().splitlines()[-1] == "selfcascade: interrupted; the same command goes on from here"
+        assert "Traceback" not in run.stderr
     until(lambda: not processes(tmp_path), 60)
     with Store.open(StoreSettings(folder=tmp_path / ".selfcascade/store")) as store:
         before = {info.key: info.etag for info in store.list("datasets/") if info.key.endswith(".tar")}
+    assert 0 < len(before) < 20
     again = selfcascade(*CURATE)
     assert again.returncode == 0, again.stderr
     with Store.open(StoreSettings(folder=tmp_path / ".selfcascade/store")) as store:

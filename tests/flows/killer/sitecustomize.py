@@ -1,6 +1,7 @@
 """On PYTHONPATH of a run it writes a journal of the store's writes and, when told to, kills the whole run at one of them.
 
 ``SELFCASCADE_JOURNAL`` names the journal; ``SELFCASCADE_KILL`` says ``before:manifest:1`` or ``after:tar:3``: before or after which write of which class.
+``SELFCASCADE_SIGNAL`` says by which signal, and who gets it: ``group:9``, as when it is not set, or ``leader:15``, the first process of the run alone.
 """
 
 import fcntl
@@ -36,6 +37,12 @@ def number_of(line):
         return number
 
 
+def strike():
+    """Send the signal."""
+    whom, _, number = os.environ.get("SELFCASCADE_SIGNAL", f"group:{signal.SIGKILL:d}").partition(":")
+    {"group": os.killpg, "leader": os.kill}[whom](os.getpgrp(), int(number))
+
+
 def journaled(write):
     moment, _, rest = os.environ.get("SELFCASCADE_KILL", "").partition(":")
 
@@ -43,10 +50,10 @@ def journaled(write):
         kind = class_of(key)
         chosen = rest == f"{kind}:{number_of(f'{kind} {key}')}"
         if chosen and moment == "before":
-            os.killpg(0, signal.SIGKILL)
+            strike()
         result = write(self, key, *arguments, **options)
         if chosen and moment == "after":
-            os.killpg(0, signal.SIGKILL)
+            strike()
         return result
 
     return put
