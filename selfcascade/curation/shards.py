@@ -37,7 +37,8 @@ SCHEMA = pa.schema(
 ``png_sha256`` is the stored picture's."""
 
 COMPRESSION = 4
-"""Of zlib: a third of the time of Pillow's default, and no larger."""
+"""Of zlib. Beside Pillow's default, 6: a third to two thirds of the time on pictures full of detail, four fifths or more on flat drawings, and files up to 4 %
+larger."""
 
 
 def tar_name(index: int) -> str:
