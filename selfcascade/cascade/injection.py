@@ -15,12 +15,13 @@ from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from selfcascade.cascade.families import Inject, Tap, spec_of
+from selfcascade.cascade.families import BaseSpec, Inject, Tap, spec_of
 from selfcascade.cascade.hooks import SharedHooks
 from selfcascade.cascade.upsampler import FeatureUpsampler
 
@@ -48,6 +49,8 @@ class _EncoderDone(Exception):
 
 
 _PASS: ContextVar[_Pass | None] = ContextVar("selfcascade_pass", default=None)
+_SPECS: WeakKeyDictionary[ModelMixin, BaseSpec] = WeakKeyDictionary()
+"""Of the UNets that have hooks, read whenever these come: no pass has to look at the networks again."""
 
 
 def attached(unet: ModelMixin) -> AbstractContextManager[None]:
@@ -84,8 +87,8 @@ def pivot_features(
         if level == len(this.taps) - 1:
             raise _EncoderDone
 
-    this = _Pass(_bare(unet), spec_of(_bare(unet)).taps(inject), read, residuals=False)
-    with torch.no_grad(), suppress(_EncoderDone):
+    with attached(unet), torch.no_grad(), suppress(_EncoderDone):
+        this = _Pass(_bare(unet), _SPECS[_bare(unet)].taps(inject), read, residuals=False)
         _run(this, unet, pivot, t, encoder_hidden_states, conditioning)
     return tuple(features)
 
@@ -141,17 +144,16 @@ def unet_with_pivot(
             phi = upsampler(level, features[level].flatten(0, -4), t=timesteps, emb=emb, size=feature.shape[-2:])
             return feature + (strength * phi).to(feature.dtype)
 
-        return _run(_Pass(_bare(unet), spec_of(_bare(unet)).taps(upsampler.config.inject), add), unet, z, t, encoder_hidden_states, conditioning)
+        return _run(_Pass(_bare(unet), _SPECS[_bare(unet)].taps(upsampler.config.inject), add), unet, z, t, encoder_hidden_states, conditioning)
 
 
 def _run(this: _Pass, unet: ModelMixin, z: Tensor, t: Tensor | float, text: Tensor, conditioning: dict[str, Any]) -> Tensor:
-    """The UNet's own forward with ``this`` pass under way."""
-    with attached(unet):
-        token = _PASS.set(this)
-        try:
-            output: Tensor = unet(z, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
-        finally:
-            _PASS.reset(token)
+    """The attached UNet's own forward with ``this`` pass under way."""
+    token = _PASS.set(this)
+    try:
+        output: Tensor = unet(z, t, encoder_hidden_states=text, return_dict=False, **conditioning)[0]
+    finally:
+        _PASS.reset(token)
     if this.visited != len(this.taps):
         raise RuntimeError(
             f"the UNet passed {this.visited} of {len(this.taps)} tap points; if it is compiled, attach before compiling: with attached(unet): ..."
@@ -160,7 +162,7 @@ def _run(this: _Pass, unet: ModelMixin, z: Tensor, t: Tensor | float, text: Tens
 
 
 def _hook_all(unet: ModelMixin) -> list[Any]:
-    spec = spec_of(unet)
+    _SPECS[unet] = spec = spec_of(unet)
     modules = sorted({tap.module for tap in (*spec.skip_taps, *spec.main_taps)})
     taps = [unet.get_submodule(module).register_forward_hook(_hook(unet, module), with_kwargs=True) for module in modules]
     return [unet.register_forward_pre_hook(_without_residuals, with_kwargs=True), *taps]

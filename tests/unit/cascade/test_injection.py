@@ -13,10 +13,12 @@ import pytest
 import torch
 from test_upsampler import randomised
 
+from selfcascade.cascade import injection
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.guidance import combine
 from selfcascade.cascade.injection import attached, pivot_features, unet_with_pivot
 from selfcascade.cascade.upsampler import FeatureUpsampler
+from selfcascade.settings import SettingsError
 
 KINDS: tuple[models.Kind, ...] = (*models.KINDS, "video")
 FRAMES = 3
@@ -199,6 +201,21 @@ def test_a_copy_of_an_attached_unet_is_guided_once():
     with attached(unet):
         twin = copy.deepcopy(unet)
     assert torch.equal(unet_with_pivot(twin, upsampler=upsampler, **call), expected)
+
+
+@torch.no_grad()
+def test_a_unet_is_read_once_an_attachment_and_anew_at_the_next(monkeypatch):
+    """Passes inside one block do not look at the networks again; a UNet that lost a level since it was last attached is refused."""
+    unet, call, read = models.unet("small"), case("small"), []
+    upsampler = randomised(FeatureUpsampler.for_base(spec_of(unet), variant="C"))
+    monkeypatch.setattr(injection, "spec_of", lambda unet: read.append(unet) or spec_of(unet))
+    with attached(unet):
+        for _ in range(3):
+            unet_with_pivot(unet, upsampler=upsampler, **call)
+    assert read == [unet]
+    unet.down_blocks = unet.down_blocks[:2]
+    with pytest.raises(SettingsError, match="the cascade needs"):
+        unet_with_pivot(unet, upsampler=upsampler, **call)
 
 
 @torch.no_grad()
