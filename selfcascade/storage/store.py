@@ -12,22 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from selfcascade.config import StoreSettings
 from selfcascade.storage import probe
 from selfcascade.storage.connection import Connection
 from selfcascade.storage.entry import BLOCK, ObjectEntry, ObjectInfo, entry_from_metadata, entry_of, recorded
-from selfcascade.storage.errors import BucketMissing, Conflict, IntegrityError, NotFound, StoreError
+from selfcascade.storage.errors import Conflict, IntegrityError, NotFound
+from selfcascade.storage.objects import Objects
 from selfcascade.storage.streaming import resumed, whole_file
 from selfcascade.storage.upload import upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MIB = 2**20
-PAGE = 1000
-"""Keys that one listing request asks for; S3 gives no more."""
 OVERWRITABLE = ("cache/", "runs/", "leases/", "probe/", "purged/")
 """Prefixes of which nothing is part of an artifact."""
 
@@ -43,6 +39,7 @@ class Store:
     def __init__(self, settings: StoreSettings, *, read_only: bool = False) -> None:
         """Use :meth:`open`, which also checks that the store can be used."""
         self._connection = Connection(settings, read_only=read_only)
+        self._objects = Objects(self._connection)
 
     @classmethod
     def open(cls, settings: StoreSettings, *, read_only: bool = False) -> Self:
@@ -108,13 +105,13 @@ class Store:
 
     def uri(self, key: str) -> str:
         """``s3://bucket/prefix/key``."""
-        return f"s3://{self.bucket}/{self._full(key)}"
+        return self._objects.uri(key)
 
     # Reading
 
     def head(self, key: str) -> ObjectInfo | None:
         """What the store knows of an object, or None when there is none."""
-        found = self._head(key)
+        found = self._objects.head(key)
         return None if found is None else ObjectInfo(key, int(found["ContentLength"]), found["ETag"], found["LastModified"])
 
     def read(self, key: str, *, sha256: str | None = None) -> bytes:
@@ -140,15 +137,15 @@ class Store:
 
         ``found``, when given, receives what the store says of the object.
         """
-        self._must_exist(key)
+        self._objects.must_exist(key)
 
         def get(more: dict[str, Any]) -> Any:
-            reply = self._get(key, more)
+            reply = self._objects.get(key, more)
             if found is not None:
                 found[:] = [reply]
             return reply
 
-        return resumed(get, lambda: self._connection.reading(self._named(key)))
+        return resumed(get, lambda: self._connection.reading(self._objects.named(key)))
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Stream an object to ``path``, which appears whole and checked or not at all.
@@ -179,10 +176,10 @@ class Store:
         span = f"bytes={first * BLOCK}-{min((last + 1) * BLOCK, entry.size) - 1}"
 
         def get() -> bytes:
-            with closing(self.client.get_object(**self._address(entry.key), Range=span)["Body"]) as body:
+            with closing(self.client.get_object(**self._objects.address(entry.key), Range=span)["Body"]) as body:
                 return body.read()
 
-        self._must_exist(entry.key)
+        self._objects.must_exist(entry.key)
         data = self.call(entry.key, get)
         for number in range(first, last + 1):
             block = data[(number - first) * BLOCK : (number - first + 1) * BLOCK]
@@ -195,32 +192,18 @@ class Store:
         Raises:
             NotFound: there is no such object.
         """
-        found = self._head(key)
+        found = self._objects.head(key)
         if found is None:
-            raise NotFound(f"{self._named(key)} does not exist")
+            raise NotFound(f"{self._objects.named(key)} does not exist")
         return entry_from_metadata(key, int(found["ContentLength"]), found.get("Metadata", {})) or entry_of(key, self.stream(key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects under ``prefix``, in no order that may be relied on."""
-        more = not self.absent
-        token: dict[str, Any] = {}
-        while more:
-            arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self._full(prefix), "MaxKeys": PAGE, **token}
-            try:
-                page = self.call(prefix, lambda arguments=arguments: self.client.list_objects_v2(**arguments))  # type: ignore[misc]
-            except BucketMissing:
-                if self._looks_only():
-                    return
-                raise
-            for found in page.get("Contents", []):
-                yield ObjectInfo(found["Key"][len(self._full("")) :], found["Size"], found["ETag"], found["LastModified"])
-            more = page.get("IsTruncated", False)
-            token = {"ContinuationToken": page.get("NextContinuationToken")}
+        return self._objects.list(prefix)
 
     def presign(self, key: str, seconds: int = 3600) -> str:
         """A link that reads one object without keys, for ``seconds``."""
-        arguments = {"Bucket": self.bucket, "Key": self._full(key)}
-        return self.call(key, lambda: self.client.generate_presigned_url("get_object", Params=arguments, ExpiresIn=seconds))
+        return self.call(key, lambda: self.client.generate_presigned_url("get_object", Params=self._objects.address(key), ExpiresIn=seconds))
 
     def now(self) -> datetime:
         """The store's own clock, to the second."""
@@ -241,13 +224,13 @@ class Store:
         entry = entry_of(key, data)
         for _ in range(5):
             try:
-                self._put(entry, data, {"IfNoneMatch": "*"})
+                self._objects.put(entry, data, {"IfNoneMatch": "*"})
                 return entry
             except (Conflict, NotFound):  # the latter: the last request of an upload in parts was sent twice
                 adopted = self._adopt(key)
                 if adopted is not None:
                     return adopted
-        raise Conflict(f"{self._named(key)} comes and goes while it is written; is a gc or a purge at work? Run again")
+        raise Conflict(f"{self._objects.named(key)} comes and goes while it is written; is a gc or a purge at work? Run again")
 
     def put_cache(self, key: str, data: bytes | Path) -> None:
         """Write an object whatever is there; for caches and records of runs only, never for a part of an artifact."""
@@ -258,7 +241,7 @@ class Store:
     def overwrite(self, key: str, data: bytes | Path) -> ObjectEntry:
         """Write an object whatever is there. For caches, and for a purge, which must be able to."""
         entry = entry_of(key, data)
-        self._put(entry, data, {})
+        self._objects.put(entry, data, {})
         return entry
 
     def compare_and_swap(self, key: str, data: bytes, etag: str | None) -> str:
@@ -272,14 +255,14 @@ class Store:
         """
         unsure: list[bool] = []
         try:
-            return self._put(entry_of(key, data), data, {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}, unsure)
+            return self._objects.put(entry_of(key, data), data, {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}, unsure)
         except (Conflict, NotFound):
             # A lost reply makes the client try again and meet its own write.
             if any(unsure) and self.head(key) is not None:
                 found, tag = self.read_tagged(key)
                 if found == data:
                     return tag
-            raise Conflict(f"{self._named(key)}: another writer was first") from None
+            raise Conflict(f"{self._objects.named(key)}: another writer was first") from None
 
     def put_parts_if_absent(self, key: str, data: bytes) -> str:
         """Write in parts, whatever the size, when there is nothing yet. For the probe.
@@ -287,48 +270,21 @@ class Store:
         Raises:
             Conflict: the object exists.
         """
-        return self.call(key, lambda: upload(self.client, entry_of(key, data), data, self._address(key), {"IfNoneMatch": "*"}, in_parts=True))
+        return self.call(key, lambda: upload(self.client, entry_of(key, data), data, self._objects.address(key), {"IfNoneMatch": "*"}, in_parts=True))
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects; missing ones do not matter. Returns how many were named."""
-        names = [self._full(key) for key in keys]
-        self._may_write()
-        for first in range(0, len(names), 1000):
-            batch: Any = {"Objects": [{"Key": name} for name in names[first : first + 1000]], "Quiet": True}
-            reply = self.call("", lambda batch=batch: self.client.delete_objects(Bucket=self.bucket, Delete=batch))  # type: ignore[misc]
-            for error in reply.get("Errors", [])[:1]:
-                raise StoreError(f"object s3://{self.bucket}/{error.get('Key')} cannot be deleted: {error.get('Code')} {error.get('Message', '')}".rstrip())
-        return len(names)
+        return self._objects.delete(keys)
 
     # Inside
 
     def call(self, key: str, request: Callable[[], T]) -> T:
         """Run a request of the client; what boto3 raises becomes one line that names ``key``."""
-        return self._connection.call(self._named(key), request)
-
-    def _put(self, entry: ObjectEntry, data: bytes | Path, condition: dict[str, Any], unsure: builtins.list[bool] | None = None) -> str:
-        """One write under a condition; in parts above the threshold. Returns the ETag; ``unsure`` hears of failed tries that may have succeeded."""
-        self._may_write()
-        in_parts = entry.size > self.settings.multipart_mb * MIB
-
-        def put() -> str:
-            if in_parts and "IfNoneMatch" in condition and self._head(entry.key) is not None:
-                raise Conflict(f"{self._named(entry.key)} exists")  # spares sending what would be refused
-            return upload(self.client, entry, data, self._address(entry.key), condition, in_parts=in_parts)
-
-        def watched() -> str:
-            try:
-                return put()
-            except (ClientError, BotoCoreError) as error:
-                if unsure is not None:
-                    unsure.append(not isinstance(error, ClientError) or error.response["ResponseMetadata"].get("RetryAttempts") != 0)
-                raise
-
-        return self.call(entry.key, watched)
+        return self._objects.call(key, request)
 
     def _adopt(self, key: str) -> ObjectEntry | None:
         """Entry of the object that was there first, by reading it; None when it is gone again."""
-        found = self._head(key)
+        found = self._objects.head(key)
         if found is None:
             return None
         try:
@@ -340,50 +296,9 @@ class Store:
             self._compare(key, read.sha256, expected)
         return read
 
-    def _get(self, key: str, how: dict[str, Any]) -> Any:
-        try:
-            return self.call(key, lambda: self.client.get_object(**self._address(key), **how))
-        except BucketMissing:
-            if self._looks_only():
-                raise NotFound(f"{self._named(key)} does not exist") from None
-            raise
-
-    def _head(self, key: str) -> Any:
-        if self.absent:
-            return None
-        try:
-            return self.call(key, lambda: self.client.head_object(**self._address(key)))
-        except NotFound:
-            return None
-        except BucketMissing:
-            if self._looks_only():
-                return None
-            raise
-
-    def _looks_only(self) -> bool:
-        return self.read_only and self.is_embedded
-
-    def _must_exist(self, key: str) -> None:
-        if self.absent:
-            raise NotFound(f"{self._named(key)} does not exist: there is no store in {self.settings.folder} yet")
-
-    def _may_write(self) -> None:
-        if self.read_only:
-            raise StoreError("the store was opened to look, not to write (--dry-run)")
-
     def _compare(self, key: str, found: str, expected: str, *, part: str = "") -> None:
         if found != expected:
             raise IntegrityError(
-                f"{self._named(key)} does not match its digest{part}: stored bytes have SHA-256 {found[:12]}…, expected {expected[:12]}…; "
+                f"{self._objects.named(key)} does not match its digest{part}: stored bytes have SHA-256 {found[:12]}…, expected {expected[:12]}…; "
                 "restore it from a copy, or delete it and run its stage again"
             )
-
-    def _named(self, key: str) -> str:
-        return f"object {self.uri(key)}" if key else f"bucket {self.bucket}"
-
-    def _address(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self.bucket, "Key": self._full(key)}
-
-    def _full(self, key: str) -> str:
-        prefix = self.settings.prefix.strip("/")
-        return f"{prefix}/{key}" if prefix else key

@@ -13,6 +13,7 @@ from selfcascade.storage import IntegrityError, NotFound, Store, resolve, rollba
 from selfcascade.storage import pointer as pointers
 from selfcascade.storage.collect import collect, plan_collection
 from selfcascade.storage.listing import listing
+from selfcascade.storage.objects import Objects
 from selfcascade.storage.pulling import pull
 from selfcascade.storage.verification import verify
 
@@ -93,7 +94,7 @@ def test_a_published_artifact_does_no_work_again(store, monkeypatch):
     """A rerun writes nothing: no object, no sequence, no pointer."""
     make(planned(store))
     before = {info.key: info.etag for info in store.list("")}
-    monkeypatch.setattr(Store, "_put", lambda *_, **__: pytest.fail("a rerun wrote"))
+    monkeypatch.setattr(Objects, "put", lambda *_, **__: pytest.fail("a rerun wrote"))
     make(planned(store))
     assert {info.key: info.etag for info in store.list("")} == before
 
@@ -153,7 +154,7 @@ def test_a_manifest_of_another_artifact_is_refused(store):
 
 def _killed_at(store: Store, moment: int, when: str):
     """A run that is killed before or after its ``moment``-th write."""
-    put, writes = Store._put, []
+    put, writes = Objects.put, []
 
     def counted(self, *arguments, **named):
         writes.append(1)
@@ -164,7 +165,7 @@ def _killed_at(store: Store, moment: int, when: str):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    Store._put = counted
+    Objects.put = counted
     make(planned(Store(store.settings)))
 
 

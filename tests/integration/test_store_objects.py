@@ -28,9 +28,11 @@ from selfcascade.storage import (
     StoreUnreachable,
     embedded,
     entry_of,
+    objects,
 )
 from selfcascade.storage import entry as entry_module
 from selfcascade.storage import store as store_module
+from selfcascade.storage.objects import Objects
 
 MIB = 2**20
 
@@ -73,7 +75,8 @@ def test_bytes_and_digests_survive_the_round_trip(store, tmp_path, size):
 def test_parts_overwrite_nothing_either(store, tmp_path, monkeypatch):
     """An upload in parts that loses the race at its last request adopts the winner and leaves no parts behind."""
     slow = Store(store.settings.model_copy(update={"multipart_mb": 5}))
-    monkeypatch.setattr(slow, "_head", lambda key, head=slow._head, seen=[]: seen.append(key) or (None if len(seen) == 1 else head(key)))
+    head, seen = slow._objects.head, []
+    monkeypatch.setattr(slow._objects, "head", lambda key: seen.append(key) or (None if len(seen) == 1 else head(key)))
     store.put_new("big", noise(1, 6 * MIB))
     adopted = slow.put_new("big", noise(2, 6 * MIB))
     assert adopted == entry_of("big", noise(1, 6 * MIB))
@@ -174,7 +177,7 @@ def test_missing_objects_are_told_apart_from_failures(store):
 def test_listing_is_complete_over_many_pages_and_odd_names(store, monkeypatch):
     """125 keys in pages of 10, with characters around which servers sort differently, neighbours of the prefix left out."""
     wanted = {f"l/{'a-' if n % 3 else 'a.'}{n}/x ü{n}" for n in range(125)}
-    monkeypatch.setattr(store_module, "PAGE", 10)
+    monkeypatch.setattr(objects, "PAGE", 10)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.put_new(key, b""), wanted | {"l2/x", "k/x"}))
     found = [info.key for info in store.list("l/")]
@@ -237,7 +240,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(store, monkeypatch):
     """The body ends early twice; the bytes that come out are still those of the object."""
     data = noise(6, 5 * MIB + 3)
     store.put_new("x", data)
-    get = store._get
+    get = store._objects.get
     breaks = []
 
     def fragile(key, how):
@@ -248,7 +251,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(store, monkeypatch):
             found["Body"].iter_chunks = lambda size: _broken(chunks(size), IncompleteReadError(actual_bytes=1, expected_bytes=2))
         return found
 
-    monkeypatch.setattr(store, "_get", fragile)
+    monkeypatch.setattr(store._objects, "get", fragile)
     assert store.read("x") == data
     assert len(breaks) == 2
 
@@ -362,8 +365,8 @@ def test_looking_at_a_store_that_was_never_made_makes_none(tmp_path):
 def test_the_probe_is_remembered_in_the_bucket(store, monkeypatch):
     """The second opening costs one GET and writes nothing."""
     requests = []
-    call = Store.call
-    monkeypatch.setattr(Store, "call", lambda self, key, request: requests.append(key) or call(self, key, request))
+    call = Objects.call
+    monkeypatch.setattr(Objects, "call", lambda self, key, request: requests.append(key) or call(self, key, request))
     with Store.open(store.settings):
         pass
     assert requests == ["probe/conditional-writes.json"]

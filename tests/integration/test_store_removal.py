@@ -14,6 +14,7 @@ from small_artifacts import dataset, in_child, members, planned, shard
 from selfcascade.config import CurationSettings
 from selfcascade.storage import Artifact, IntegrityError, NotFound, Store, Withdrawn, resolve, withdrawn
 from selfcascade.storage.leases import COLLECTOR
+from selfcascade.storage.objects import Objects
 from selfcascade.storage.purge import plan_purge, purge
 from selfcascade.storage.tombstone import tombstone
 from selfcascade.storage.verification import verify
@@ -103,7 +104,7 @@ def test_a_killed_removal_is_finished_by_running_it_again(store, moment):
     def work():
         own = Store(store.settings)
         plan = plan_purge(own, ["cat"])
-        put, writes = Store._put, []
+        put, writes = Objects.put, []
 
         def counted(self, *arguments, **named):
             writes.append(1)
@@ -111,7 +112,7 @@ def test_a_killed_removal_is_finished_by_running_it_again(store, moment):
                 os.kill(os.getpid(), signal.SIGKILL)
             return put(self, *arguments, **named)
 
-        Store._put = counted
+        Objects.put = counted
         purge(own, plan, reason="r")
 
     in_child(work)
