@@ -1,10 +1,11 @@
-"""Fill the tables of the README from the committed results and from the list of methods: ``python docs/tables.py``. Figures are never typed by hand."""
+"""Fill the tables of README and performance page from the committed results and the list of methods: ``python docs/tables.py``. No figure is typed by hand."""
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from selfcascade.baselines.registry import BASELINES
 from selfcascade.config import Method
@@ -15,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
+PERFORMANCE = ROOT / "docs/performance.md"
+BENCHES = ROOT / "docs/results"
+"""``sampling.json``, ``speed.json`` and ``memory.json``, as the scripts in ``tests/bench`` of these names write them."""
 CASCADE = {
     "base": "the base's own picture, at its own size",
     "lanczos": "the base's own picture, enlarged by Pillow's Lanczos filter",
@@ -37,6 +41,76 @@ def filled(text: str) -> str:
     """The README with the tables between their marks made anew."""
     results = table(Results.model_validate_json(RESULTS.read_bytes())) if RESULTS.exists() else "`make demo` prints them."
     return between(between(text, "results", results), "methods", methods())
+
+
+def filled_performance(text: str) -> str:
+    """The performance page with the tables between their marks made anew."""
+    for block, make in (("sampling", sampling), ("speed", speed), ("memory", memory)):
+        path = BENCHES / f"{block}.json"
+        body = make(json.loads(path.read_bytes())) if path.exists() else f"`tests/bench/{block}.py` measures them."
+        text = between(text, block, body)
+    return text
+
+
+def sampling(records: list[dict[str, Any]]) -> str:
+    """Markdown: seconds a picture by subject, size and method; then the ratios that were aimed at."""
+    seconds: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    ratios = []
+    for record in records:
+        _, subject, *rest = record["id"].split("/")
+        if len(rest) == 3:
+            seconds.setdefault((subject, rest[0]), {})[rest[2]] = record
+        else:
+            ratios.append((subject, " ".join(rest).replace("_", " "), record))
+    names = list(dict.fromkeys(name for row in seconds.values() for name in row))
+    lines = [_row(["seconds a picture", *(f"{subject} {factor}" for subject, factor in seconds)]), _row(["---", *["---:"] * len(seconds)])]
+    for name in names:
+        lines.append(_row([name, *(f"{row[name]['value']:.3g}" if name in row else "–" for row in seconds.values())]))
+    lines += ["", _row(["ratio", "on", "median", "lowest", "highest", "rounds", "aim"]), _row(["---", "---", "---:", "---:", "---:", "---:", "---:"])]
+    for subject, name, record in ratios:
+        lines.append(_row([name, subject, *(f"{record[key]:.3f}" for key in ("value", "low", "high")), str(record["n"]), record["aim"] or "–"]))
+    notes = "; ".join(sorted({f"{record['id'].split('/')[1]}: {record['note']}" for record in records if record["note"]}))
+    return "\n".join([*lines, "", _made(records[0]) + (f" {notes[0].upper()}{notes[1:]}." if notes else "")])
+
+
+def speed(record: dict[str, Any]) -> str:
+    """Markdown: of each setting time, change of the picture and distances."""
+    lines = [
+        _row(["setting", "time / direct", "time / its reference", "change, RMS of 255", "KID_b × 1,000", "KID_r × 1,000", "layout_b"]),
+        _row(["---", *["---:"] * 6]),
+    ]
+    for label, row in record["rows"].items():
+        change = f"{row['change_rms']:.1f}" if row["against"] != label else "–"
+        distances = [f"{scale * row[name]:.{digits}f} ± {scale * row[name + '_error']:.{digits}f}" for name, scale, digits in _DISTANCES]
+        lines.append(_row([label, f"{row['over_direct']:.3f}", f"{row['over_reference']:.3f}", change, *distances]))
+    cascade = record["cascade"]
+    about = (
+        f"{record['prompts']} prompts of the tune split on `{record['base'].partition('@')[0]}`, {cascade['height']} px, K / T = {cascade['start']:g}, "
+        f"{cascade['upscale']}, eta {cascade['eta']:g}."
+    )
+    return "\n".join([*lines, "", f"{about} {_made(record)}"])
+
+
+_DISTANCES = (("kid_b", 1000, 1), ("kid_r", 1000, 1), ("layout_b", 1, 3))
+
+
+def memory(records: list[dict[str, Any]]) -> str:
+    """Markdown: peak memory by base, size and tier."""
+    tiers = list(dict.fromkeys(record["tier"] for record in records))
+    cells: dict[tuple[str, int, str, int], dict[str, int]] = {}
+    for record in records:
+        cells.setdefault((record["base"], record["side"], record["device"], record["networks_mib"]), {})[record["tier"]] = record["peak_mib"]
+    lines = [
+        _row(["base", "size", "device", "networks, MiB", *(f"`{tier}`, MiB" for tier in tiers)]),
+        _row(["---", "---:", "---", *["---:"] * (1 + len(tiers))]),
+    ]
+    for (base, side, device, networks), row in cells.items():
+        lines.append(_row([base, f"{side} px", device, f"{networks:,}", *(f"{row[tier]:,}" if tier in row else "–" for tier in tiers)]))
+    return "\n".join(lines)
+
+
+def _made(record: dict[str, Any]) -> str:
+    return f"Measured on {record['machine']}, at commit {record['commit'].partition('-dirty')[0]}."
 
 
 def between(text: str, block: str, body: str) -> str:
@@ -93,3 +167,4 @@ def _cell(number: Number, metric: Metric) -> str:
 
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PERFORMANCE.write_text(filled_performance(PERFORMANCE.read_text(encoding="utf-8")), encoding="utf-8")

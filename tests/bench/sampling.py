@@ -22,6 +22,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import models
+from bench import speed
 from bench.records import Record, table, write
 
 from selfcascade import SelfCascadePipeline
@@ -31,10 +32,11 @@ from selfcascade.cascade.sampling import Recipe, count_steps
 from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import BaselineSettings
 from selfcascade.generation.models import load_pipeline
+from selfcascade_flows import configuration
 
 STEPS = 50
 FAST = {"later_steps": 20, "guidance_interval": (0.0, 0.5)}
-"""The fast profile above the base: fewer steps, and the text alone at the first of them."""
+"""The fast profile of stages that start at the paper's K: fewer steps, and the text alone at the first of them."""
 Run = Callable[..., Any]
 
 
@@ -49,6 +51,9 @@ class Subject:
     prompt: dict[str, Any]
     probe: int
     """Steps of a full pass that are run, of STEPS."""
+    fast: dict[str, Any]
+    upscale: str = "bilinear"
+    eta: float = 0.0
 
     def size(self, factor: int) -> tuple[int, int]:
         height, width = self.pipeline.spec.native
@@ -67,8 +72,10 @@ def quiet(pipeline: Any) -> Any:
 
 
 def shipped() -> Subject:
+    """The shipped base with the demo's settings."""
+    cascade = configuration.load("demo").generation.cascade
     pipeline = load_pipeline("tiny-emoji", device="cpu")
-    return Subject("tiny-emoji", pipeline, 0.5, 4.0, {"prompt": "red apple"}, STEPS)
+    return Subject("tiny-emoji", pipeline, cascade.start, cascade.guidance_scale, {"prompt": "red apple"}, STEPS, speed.FAST, cascade.upscale, cascade.eta)
 
 
 def shaped(name: str, published: str, divisor: int, probe: int) -> Subject:
@@ -84,20 +91,17 @@ def shaped(name: str, published: str, divisor: int, probe: int) -> Subject:
         pooled = 64
         config |= {"projection_class_embeddings_input_dim": 6 * config["addition_time_embed_dim"] + pooled}
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**config).eval().requires_grad_(False).to(torch.bfloat16)
+    unet = UNet2DConditionModel(**config).eval().requires_grad_(False)
     noise = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
     small = models.base("sdxl" if xl else "sd21")
     parts = {key: value for key, value in small.components.items() if key not in ("unet", "scheduler")}
-    for key in ("text_encoder", "text_encoder_2"):
-        if parts.get(key) is not None:
-            parts[key].to(torch.bfloat16)
     kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     extra = {} if xl else {"requires_safety_checker": False}
     pipeline = quiet(SelfCascadePipeline.from_pipe(kind(**parts | {"unet": unet, "scheduler": noise}, **extra)))
     text = {name: torch.randn(1, 77, config["cross_attention_dim"]) for name in ("prompt_embeds", "negative_prompt_embeds")}
     if xl:
         text |= {name: torch.randn(1, pooled) for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")}
-    return Subject(name, pipeline, 0.7, 7.5, text, probe)
+    return Subject(name, pipeline, 0.7, 7.5, text, probe, FAST)
 
 
 def seconds_of(subject: Subject, run: Run, counts: dict[int, int], **call: Any) -> float:
@@ -129,7 +133,15 @@ def methods(subject: Subject, factor: int) -> dict[str, Callable[[], float]]:
     """Every method of a subject at a size, as a function that measures one picture."""
     pipeline, (height, width) = subject.pipeline, subject.size(factor)
     sizes = [side // pipeline.spec.pixels for _, side in pipeline.sizes(height, width)]
-    recipe = {"steps": STEPS, "start": subject.start, "guidance_scale": subject.guidance, "eta": 0.0, "upscale": "bilinear", "t_min": 0, "strength": 1.0}
+    recipe = {
+        "steps": STEPS,
+        "start": subject.start,
+        "guidance_scale": subject.guidance,
+        "eta": subject.eta,
+        "upscale": subject.upscale,
+        "t_min": 0,
+        "strength": 1.0,
+    }
 
     def counts(**change: Any) -> dict[int, int]:
         base, later = count_steps(pipeline.scheduler, Recipe(**recipe | change))
@@ -137,16 +149,17 @@ def methods(subject: Subject, factor: int) -> dict[str, Callable[[], float]]:
 
     whole = {sizes[-1]: STEPS}
     at = {"height": height, "width": width}
-    probe = {key: max(1, value * subject.probe // STEPS) if key == "later_steps" else value for key, value in FAST.items()}
+    cascade = at | {"start": subject.start, "upscale": subject.upscale, "eta": subject.eta}
+    probe = {key: max(1, value * subject.probe // STEPS) if key == "later_steps" else value for key, value in subject.fast.items()}
     current, zero = subject.tuned("current"), subject.tuned("zero")
     plain = SelfCascadePipeline.from_pipe(pipeline)
     found: dict[str, Callable[[], float]] = {
         "direct": lambda: seconds_of(subject, lambda **call: direct.sample(plain, **at, **call), whole),
-        "tuning-free": lambda: seconds_of(subject, quiet(plain), counts(), start=subject.start, **at),
-        "tuned": lambda: seconds_of(subject, current, counts(), start=subject.start, **at),
-        "tuned, pivot at 0": lambda: seconds_of(subject, zero, counts(), start=subject.start, **at),
-        "tuned, pivot every 2": lambda: seconds_of(subject, current, counts(), start=subject.start, pivot_every=2, **at),
-        "fast": lambda: seconds_of(subject, zero, counts(later_steps=FAST["later_steps"]), start=subject.start, **at, **probe),
+        "tuning-free": lambda: seconds_of(subject, quiet(plain), counts(), **cascade),
+        "tuned": lambda: seconds_of(subject, current, counts(), **cascade),
+        "tuned, pivot at 0": lambda: seconds_of(subject, zero, counts(), **cascade),
+        "tuned, pivot every 2": lambda: seconds_of(subject, current, counts(), pivot_every=2, **cascade),
+        "fast": lambda: seconds_of(subject, zero, counts(later_steps=subject.fast["later_steps"]), **cascade, **probe),
     }
     quiet(plain)
     settings = BaselineSettings()

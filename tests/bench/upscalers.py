@@ -10,45 +10,31 @@ upscaler is left out: ``selfcascade adapt --config demo --set adaptation.trainab
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.comparison import Numbers, compare, held_out, lines_of
 
 from selfcascade.cascade.decoding import decode
 from selfcascade.cascade.encoding import encode_pictures
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.cascade.upscaling import NAMES, upscale_of
-from selfcascade.config import CascadeSettings, EvaluationSettings, GenerationSettings, TwemojiSource
-from selfcascade.curation.splits import split_of
-from selfcascade.curation.twemoji import TwemojiRecord, twemoji_records
-from selfcascade.evaluation.features import load_features
-from selfcascade.evaluation.layout import analysis_size
-from selfcascade.evaluation.metrics import measure
-from selfcascade.evaluation.sets import PictureSet
-from selfcascade.evaluation.tables import CropPlan, Picture, extract
-from selfcascade.generation.methods import METHODS, base_latents
+from selfcascade.config import CascadeSettings, EvaluationSettings, GenerationSettings
+from selfcascade.curation.twemoji import TwemojiRecord
 from selfcascade.generation.models import load_pipeline
-from selfcascade.generation.prompts import Prompt
-from selfcascade.generation.seeds import SampleSpec, sample_specs
-from selfcascade.storage import ArtifactRef
 
 BACKGROUNDS = ("white", "pale blue", "yellow", "pink", "green", "navy", "orange", "gray")
 METRICS = ("kid_r", "kid_b", "pkid_r", "layout_b")
 Upscale = Callable[[Tensor, tuple[int, int]], Tensor]
-
-
-def held_out() -> list[TwemojiRecord]:
-    """Pictures of the tune split in an order of chance that is always the same."""
-    records = [record for record in twemoji_records(TwemojiSource(backgrounds=BACKGROUNDS)) if split_of(record.key, 0.1, 0.1) == "tune"]
-    return sorted(records, key=lambda record: hashlib.sha256(record.key.encode()).digest())
 
 
 def psnr(found: Tensor, wanted: Tensor) -> float:
@@ -80,68 +66,16 @@ def latent_quality(pipeline: SelfCascadePipeline, records: list[TwemojiRecord], 
     }
 
 
-@torch.inference_mode()
-def sampled(pipeline: SelfCascadePipeline, specs: tuple[SampleSpec, ...], settings: dict[str, GenerationSettings]) -> dict[str, list[NDArray[np.uint8]]]:
-    """Pictures of every method from the same base latents."""
-    made: dict[str, list[NDArray[np.uint8]]] = {label: [] for label in settings}
-    for start in range(0, len(specs), 16):
-        batch = specs[start : start + 16]
-        bases = base_latents(pipeline, batch, settings["base"])
-        for label, each in settings.items():
-            made[label] += list(METHODS[each.method](pipeline, batch, each, bases))
-        print(f"sampled {start + len(batch)} of {len(specs)}", flush=True)
-    return made
-
-
-def cascade_quality(
-    pipeline: SelfCascadePipeline, records: list[TwemojiRecord], upscalers: dict[str, Upscale], arguments: argparse.Namespace
-) -> tuple[dict[str, dict[str, list[float | None]]], list[dict[str, object]]]:
+def cascade_quality(pipeline: SelfCascadePipeline, upscalers: dict[str, Upscale], arguments: argparse.Namespace) -> tuple[Numbers, list[dict[str, object]]]:
     """Value and standard error of each metric by method, and differences from bilinear."""
     size = arguments.size
     cascade = CascadeSettings(height=size, width=size, steps=arguments.steps, start=arguments.start, guidance_scale=arguments.guidance)
     settings = {"base": GenerationSettings(method="base", cascade=cascade)}
     settings |= {"latent-sr": GenerationSettings(method="latent-sr", cascade=cascade)} if "learned" in upscalers else {}
     settings |= {name: GenerationSettings(method="tuning-free", cascade=cascade.model_copy(update={"upscale": name})) for name in upscalers}
-    asked = records[: arguments.prompts]
-    specs = sample_specs([Prompt(id=record.key, text=record.caption) for record in asked], run_seed=0, per_prompt=1)
-    made = sampled(pipeline, specs, settings)
-    made["real"] = [np.asarray(record.render(size)) for record in records[-arguments.real :]]
-
     evaluation = EvaluationSettings(crop=arguments.crop)
-    network = load_features(evaluation.features)
-    base = made["base"][0].shape[:2]
-    sets, tables = [], {}
-    for label in ("real", *settings):
-        pictures, ids = made[label], [spec.prompt_id for spec in specs] if label != "real" else [f"real-{rank:05d}" for rank in range(len(made["real"]))]
-        height, width = pictures[0].shape[:2]
-        crops = CropPlan(size=(height, width), side=evaluation.crop, count=evaluation.crops_per_image, seed=evaluation.seed) if label != "base" else None
-        shown = (Picture(key=each, prompt_id=each, image=picture) for each, picture in zip(ids, pictures, strict=True))
-        tables[label] = extract(shown, network, small=analysis_size(base), crops=crops, batch=16)
-        method = "real" if label == "real" else settings[label].method
-        ref = ArtifactRef(kind="samples", name=label, version="0" * 64, uri="s3://none")
-        sets.append(PictureSet(label=label, method=method, ref=ref, height=height, width=width, count=len(pictures), eta=0.0))
-    rows, differences = measure(evaluation, sets, tables)
-    numbers = {row.label: {name: [row.numbers[name].value, row.numbers[name].error] for name in METRICS} for row in rows}
-    against = [
-        {"method": item.second, "less": item.first, "metric": item.metric, "value": item.value, "error": item.error}
-        for item in differences
-        if item.first == "bilinear" and item.metric in METRICS
-    ]
-    return numbers, against
-
-
-def lines_of(title: str, table: dict[str, dict[str, object]]) -> Iterator[str]:
-    """A Markdown table."""
-    columns = list(next(iter(table.values())))
-    yield from ("", title, "", f"| upscaler | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|")
-    for name, row in table.items():
-        yield f"| {name} | {' | '.join(_cell(row[column]) for column in columns)} |"
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return "-" if value[0] is None else f"{value[0]:.5f}" + ("" if value[1] is None else f" ± {value[1]:.5f}")
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    comparison = compare(pipeline, settings, evaluation, prompts=arguments.prompts, real=arguments.real, backgrounds=BACKGROUNDS)
+    return comparison.numbers(METRICS), comparison.differences("bilinear", METRICS)
 
 
 def main() -> None:
@@ -161,7 +95,7 @@ def main() -> None:
     pipeline = load_pipeline(arguments.folder, upscaler=arguments.upscaler, device="cpu")
     names = [name for name in NAMES if name != "learned" or arguments.upscaler]
     upscalers = {name: upscale_of(name, vae=pipeline.vae, learned=pipeline.latent_upscaler) for name in names}
-    records = held_out()
+    records = held_out(BACKGROUNDS)
     record: dict[str, object] = {"base": pipeline.config.base, "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"}}
     lines: list[str] = []
     if pipeline.latent_upscaler is not None:
@@ -170,11 +104,11 @@ def main() -> None:
         for growth in (2.0, 1.5):
             title = f"latents of {arguments.pictures} held-out pictures, {arguments.size // 2} px to {growth:g} times that"
             record[f"latents x{growth:g}"] = table = latent_quality(pipeline, records[: arguments.pictures], upscalers, growth=growth, size=arguments.size)
-            lines += lines_of(title, table)
+            lines += lines_of(title, "upscaler", table)
     if arguments.prompts:
-        numbers, record["differences from bilinear"] = cascade_quality(pipeline, records, upscalers, arguments)
+        numbers, record["differences from bilinear"] = cascade_quality(pipeline, upscalers, arguments)
         record["cascade"] = numbers
-        lines += lines_of(f"tuning-free cascade on {arguments.prompts} tune prompts, start {arguments.start:g}: value ± standard error", numbers)
+        lines += lines_of(f"tuning-free cascade on {arguments.prompts} tune prompts, start {arguments.start:g}: value ± standard error", "upscaler", numbers)
     print("\n".join(lines))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
