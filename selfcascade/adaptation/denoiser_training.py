@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from selfcascade.adaptation.autoencoder_training import cosine, generator_of, set_rate
+from selfcascade.adaptation.loss import min_snr_weights, stratified_timesteps
 from selfcascade.config import DenoiserSettings
 
 SPECIAL = ("<start>", "<end>", "<pad>", "<unknown>")
@@ -113,7 +114,7 @@ class DenoiserTraining:
 
     Hidden weights of the UNet are stepped by Muon, its update scaled to the size of AdamW's (arXiv 2502.16982, section 2.2), all else by AdamW: the noise
     MSE falls to the same level in half the time that AdamW alone needs. Captions go through the text encoder in every step, for it learns along.
-    Timesteps are stratified over the batch: one from each of ``batch`` equal slices of [0, T), which lowers the variance of the loss and leaves its mean.
+    Timesteps are stratified over the batch.
 
     Args:
         settings: architecture and training.
@@ -149,8 +150,7 @@ class DenoiserTraining:
         clean, tokens = self.latents[chosen], self.tokens[chosen]
         dropped = torch.rand(count, generator=generator) < self.settings.caption_dropout
         tokens = torch.where(dropped[:, None], self.empty, tokens)
-        total = len(self.alphas)
-        timesteps = ((torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) * total / count).long().clamp_max(total - 1)
+        timesteps = stratified_timesteps(count, below=len(self.alphas), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
@@ -181,12 +181,10 @@ class DenoiserTraining:
         return order[position * batch : (position + 1) * batch]
 
     def _weights(self, timesteps: Tensor) -> Tensor:
-        """Min-SNR weights for epsilon prediction (arXiv 2303.09556, equation 4), float (B,)."""
+        """Of the samples' errors, float (B,)."""
         if self.settings.snr_gamma is None:
             return torch.ones(len(timesteps))
-        snr = self.alphas[timesteps] / (1 - self.alphas[timesteps])
-        weights: Tensor = snr.clamp_max(self.settings.snr_gamma) / snr
-        return weights
+        return min_snr_weights(timesteps, self.alphas, gamma=self.settings.snr_gamma)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
-from selfcascade.adaptation.loss import diffuse, draw_timesteps, last_timestep, noise_loss, target_of
+from selfcascade.adaptation.loss import diffuse, draw_timesteps, last_timestep, min_snr_weights, noise_loss, stratified_timesteps, target_of
 from selfcascade.settings import SettingsError
 
 SCHEDULER = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -46,6 +48,62 @@ def test_timesteps_are_uniform_below_k() -> None:
     assert (t.min().item(), t.max().item(), t.dtype) == (0, 699, torch.int64)
     counts = torch.histc(t.float(), bins=10, min=0, max=700)
     assert ((counts - 7000).square() / 7000).sum() < 27.9
+
+
+@given(count=st.integers(1, 40), below=st.integers(1, 1000), seed=st.integers(0, 2**31))
+def test_a_stratified_batch_has_a_timestep_in_every_slice(count: int, below: int, seed: int) -> None:
+    """Of ``count`` equal slices of [0, K), in some order; a timestep on the border of two belongs to both."""
+    t = stratified_timesteps(count, below=below, generator=torch.Generator().manual_seed(seed)).sort().values.tolist()
+    assert all(index * below // count <= timestep <= -(-(index + 1) * below // count) - 1 for index, timestep in enumerate(t))
+
+
+def test_each_stratified_timestep_is_uniform() -> None:
+    """Wherever in the batch it is: over 20,000 batches each tenth of [0, 700) is as frequent (chi-square with 9 degrees below its 99.9 % point)."""
+    generator = torch.Generator().manual_seed(0)
+    t = torch.stack([stratified_timesteps(8, below=700, generator=generator) for _ in range(20_000)])
+    assert (t.min().item(), t.max().item(), t.dtype) == (0, 699, torch.int64)
+    for place in (0, 3, 7):
+        counts = torch.histc(t[:, place].float(), bins=10, min=0, max=700)
+        assert ((counts - 2000).square() / 2000).sum() < 27.9
+
+
+def test_strata_lower_the_variance_of_the_loss_and_leave_its_mean() -> None:
+    """Of a loss that falls from noise to picture as real ones do: the mean over batches of 8 within 4 standard errors, its variance under a tenth."""
+    generator = torch.Generator().manual_seed(0)
+    curve = 1 - ABAR[:700].sqrt()
+    means = {draw: torch.stack([curve[draw(8, below=700, generator=generator)].mean() for _ in range(4000)]) for draw in (draw_timesteps, stratified_timesteps)}
+    for found in means.values():
+        assert abs(found.mean() - curve.mean()) < 4 * found.std() / 4000**0.5
+    assert means[stratified_timesteps].var() < 0.1 * means[draw_timesteps].var()
+
+
+def test_min_snr_weights_are_those_of_the_paper() -> None:
+    """At SNR 0.5, 5 and 50 with gamma 5; the noise has no weight above 1, the velocity none at an SNR of zero, where a schedule may end."""
+    snr = torch.tensor([0.5, 5.0, 50.0, 0.0], dtype=torch.float64)
+    abar, t = snr / (1 + snr), torch.arange(4)
+    assert min_snr_weights(t, abar, gamma=5.0).tolist() == pytest.approx([1, 1, 0.1, 1])
+    assert min_snr_weights(t, abar, gamma=5.0, prediction="v_prediction").tolist() == pytest.approx([0.5 / 1.5, 5 / 6, 5 / 51, 0])
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_min_snr_means_the_same_to_every_prediction(gamma: float) -> None:
+    """Whatever clean latent a UNet believes in, told as noise or as velocity it costs min(SNR, gamma) times its squared error."""
+    latents, noise, t = (tensor.double() if tensor.is_floating_point() else tensor for tensor in drawn())
+    abar = ABAR.double()
+    believed = latents + 0.3 * torch.randn(latents.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    signal = abar[t].view(-1, 1, 1, 1)
+
+    def as_noise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (z - signal.sqrt() * believed) / (1 - signal).sqrt()
+
+    def as_velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return signal.sqrt() * as_noise(z, t) - (1 - signal).sqrt() * believed
+
+    snr = abar[t] / (1 - abar[t])
+    expected = (snr.clamp_max(gamma) * (believed - latents).square().mean((1, 2, 3))).mean().item()
+    common = {"noise": noise, "t": t, "alphas_cumprod": abar, "snr_gamma": gamma}
+    assert noise_loss(as_noise, latents, prediction="epsilon", **common).item() == pytest.approx(expected, rel=1e-4)
+    assert noise_loss(as_velocity, latents, prediction="v_prediction", **common).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_k_of_no_timestep_is_refused() -> None:
