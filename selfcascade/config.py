@@ -276,9 +276,18 @@ class AdaptationSettings(Settings):
     upscaler: LatentUpscalerSettings = LatentUpscalerSettings()
     rank: int = Field(4, ge=1, le=1024, description="of lora, on every linear layer of the UNet (paper: 4 and 32)")
     start: float = Field(0.7, gt=0, le=1, description="t is drawn from 0 to start * T - 1 (paper: K = 700); lora and full train on all of T")
+    timesteps: Literal["uniform", "stratified"] = Field(
+        "uniform", description="how t is drawn; stratified: one from each of `batch` equal slices, a steadier loss of the same mean (paper: uniform)"
+    )
+    snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the noise or velocity loss, 5 is common; unset: none (paper)")
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch: int = Field(16, ge=1, description="samples a step")
+    accumulation: int = Field(1, ge=1, description="parts that the samples of a step pass in, one after another: as much less memory, the same step")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field("adamw", description="adamw-8bit: by bitsandbytes, on CUDA, a quarter of the memory of AdamW's averages")
     lr: float = Field(3e-4, gt=0, description="learning rate of AdamW (paper: 5e-5)")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up; linear and cosine fall to zero at the last step (paper: constant)"
+    )
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay; never applied to variants C and D (a few thousand scalars)")
     basis_samples: int = Field(256, ge=1, description="variant D: pictures to whose pivot features its subspace is fitted")
@@ -291,7 +300,14 @@ class AdaptationSettings(Settings):
     checkpoint_steps: int = where(100, ge=1, description="steps between checkpoints in the store")
     preview_steps: int = where(200, ge=1, description="steps between preview pictures")
     log_steps: int = where(10, ge=1, description="steps between lines of the loss log")
+    gradient_checkpointing: bool = where(False, description="blocks of the UNet are computed again for the backward pass, not kept: less memory, more time")
     compute: ComputeSettings = ComputeSettings(threads=2)
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> AdaptationSettings:
+        if self.batch % self.accumulation:
+            raise ValueError(f"batch={self.batch} does not divide into accumulation={self.accumulation} equal parts; change either")
+        return self
 
 
 class PromptSettings(Settings):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfcascade.adaptation.cache import Batch, LatentCache, moved
-from selfcascade.adaptation.loss import draw_timesteps, last_timestep, noise_loss
+from selfcascade.adaptation.loss import draw_timesteps, last_timestep, noise_loss, stratified_timesteps
 from selfcascade.baselines.lora import Lora
 from selfcascade.cascade.families import Prediction
 from selfcascade.cascade.injection import attached, unet_with_pivot
@@ -23,11 +23,17 @@ from selfcascade.config import AdaptationSettings
 Trained: TypeAlias = FeatureUpsampler | LatentUpscaler | Lora | UNet2DConditionModel
 """What adaptation trains: a network of its own beside a base that stays as it is, or, last, a UNet that starts as the base's."""
 
+Draws: TypeAlias = tuple[Tensor, ...]
+"""What a step draws, on the CPU: tensors with a row for each of its samples, so that they are cut where the samples are."""
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Objective(Protocol):
-    """One loss on cached samples."""
+    """One loss on cached samples.
+
+    A step draws once, for all of its samples; the loss then takes them in parts, here or elsewhere, and does not depend on how they were cut.
+    """
 
     weight_decay: float
     """AdamW's."""
@@ -36,12 +42,20 @@ class Objective(Protocol):
     def trained(self) -> Trained:
         """The network that has gradients; the only one."""
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Loss of one batch, a float32 scalar with a graph.
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
+        """Every draw of a step, in a fixed order.
+
+        Args:
+            shape: of its target latents, (B, C, H, W).
+            generator: CPU generator of the run.
+        """
+
+    def loss(self, batch: Batch, *draws: Tensor) -> Tensor:
+        """Mean loss of some samples of a step, a float32 scalar with a graph.
 
         Args:
             batch: cached samples, on the CPU.
-            generator: CPU generator of every draw of the step, in a fixed order.
+            draws: of the same samples, in the order of :meth:`draw`.
         """
 
     def held(self) -> AbstractContextManager[object]:
@@ -53,7 +67,7 @@ class _Denoising(ABC, Generic[Network]):
 
     def __init__(
         self,
-        unet: nn.Module,
+        unet: UNet2DConditionModel,
         trained: Network,
         *,
         alphas_cumprod: Tensor,
@@ -81,13 +95,20 @@ class _Denoising(ABC, Generic[Network]):
         self.alphas_cumprod = alphas_cumprod.to(device=device, dtype=torch.float32)
         self.prediction = prediction
         self.below = len(alphas_cumprod)
+        if settings.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Draws timesteps under ``below``, noise and which captions are dropped, in this order."""
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
+        """Timesteps under ``below``, noise and which captions are dropped, in this order."""
+        timesteps = stratified_timesteps if self.settings.timesteps == "stratified" else draw_timesteps
+        t = timesteps(shape[0], below=self.below, generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        return t, noise, torch.rand(shape[0], generator=generator) < self.settings.caption_dropout
+
+    def loss(self, batch: Batch, *draws: Tensor) -> Tensor:
+        """The UNet's error, weighted by ``settings.snr_gamma``."""
         settings, device = self.settings, self.device
-        t = draw_timesteps(settings.batch, below=self.below, generator=generator)
-        noise = torch.randn(batch.target.shape, generator=generator)
-        dropped = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
+        t, noise, dropped = draws
         batch = batch.without_captions(dropped, self.empty).to(device)
         conditioning = batch.text.of_stage((settings.size, settings.size))
         return noise_loss(
@@ -97,6 +118,7 @@ class _Denoising(ABC, Generic[Network]):
             t=moved(t, device),
             alphas_cumprod=self.alphas_cumprod,
             prediction=self.prediction,
+            snr_gamma=settings.snr_gamma,
         )
 
     @abstractmethod
@@ -107,7 +129,7 @@ class _Denoising(ABC, Generic[Network]):
 class NoiseObjective(_Denoising[FeatureUpsampler]):
     """Equation 9: the frozen UNet's error in the noise of the target latent, at timesteps below K, when the pivot's features guide it."""
 
-    def __init__(self, unet: nn.Module, trained: FeatureUpsampler, *, settings: AdaptationSettings, **base: Any) -> None:
+    def __init__(self, unet: UNet2DConditionModel, trained: FeatureUpsampler, *, settings: AdaptationSettings, **base: Any) -> None:
         """Train Φ beside the base's UNet, which is frozen and kept in the precision of ``settings.compute``."""
         frozen = unet.to(dtype=getattr(torch, settings.compute.dtype)).eval().requires_grad_(False)
         super().__init__(frozen, trained, settings=settings, **base)
@@ -155,7 +177,11 @@ class LatentObjective:
         self.device = device
         self.distance = F.mse_loss if settings.upscaler.loss == "l2" else F.l1_loss
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
+        """Nothing."""
+        return ()
+
+    def loss(self, batch: Batch, *draws: Tensor) -> Tensor:
         """Mean over batch, channels and positions."""
         target, pivot = moved(batch.target, self.device), moved(batch.pivot, self.device)
         grown = self.trained(pivot, (target.shape[-2], target.shape[-1]))

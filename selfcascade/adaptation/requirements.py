@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from selfcascade.adaptation.optimizer import check_optimizer
 from selfcascade.baselines.lora import check_peft
 from selfcascade.bases import ResolvedBase, refuse_videos
 from selfcascade.cascade.families import spec_of
@@ -49,16 +50,19 @@ def check_packages(settings: AdaptationSettings) -> None:
 
 
 def check_precision(settings: AdaptationSettings, device: torch.device) -> None:
-    """Refuse a precision in which the device cannot train.
+    """Refuse a precision, of the networks or of the optimizer, in which the device cannot train.
 
     Raises:
         SettingsError: names the setting and what works.
     """
     dtype = settings.compute.dtype
-    if dtype == "float16":
-        raise SettingsError("adaptation.compute.dtype=float16 has too small a range for gradients; use bfloat16 or float32")
+    if dtype == "float16" and device.type != "cuda":
+        raise SettingsError(
+            "adaptation.compute.dtype=float16 has too small a range for gradients; use bfloat16 or float32, or a CUDA device, where the loss is scaled for it"
+        )
     if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise SettingsError(f"adaptation.compute.dtype=bfloat16 is not supported by {torch.cuda.get_device_name(device)}; use float32")
+        raise SettingsError(f"adaptation.compute.dtype=bfloat16 is not supported by {torch.cuda.get_device_name(device)}; use float16 or float32")
+    check_optimizer(settings, device)
 
 
 def stage_of(settings: AdaptationSettings, base: ResolvedBase) -> int:

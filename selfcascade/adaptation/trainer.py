@@ -14,6 +14,7 @@ from selfcascade.adaptation.cache import LatentCache
 from selfcascade.adaptation.dataset import TrainingOrder
 from selfcascade.adaptation.ema import MovingAverage
 from selfcascade.adaptation.objective import Objective, Trained
+from selfcascade.adaptation.optimizer import learning_rate, optimizer_of
 from selfcascade.config import AdaptationSettings
 from selfcascade.settings import SettingsError
 
@@ -22,14 +23,14 @@ COLUMNS = ("loss", "lr", "grad_norm")
 
 
 class Diverged(SettingsError):
-    """The loss is no number any more."""
+    """The loss is no number any more, or float16 holds its gradient at no scale."""
 
 
 class Trainer:
     """Training of one small network (Algorithm 1): weights, moving average, optimizer, position in the data, random numbers, log.
 
-    What is trained, and against what, is the objective's. All draws of a step come from one CPU generator in a fixed order, so that they are the same on
-    every device and continue exactly after :meth:`restore`.
+    What is trained, and against what, is the objective's. All draws of a step come from one CPU generator in a fixed order, for all of its samples at once,
+    so that they are the same on every device and however the samples are cut into parts, and continue exactly after :meth:`restore`.
     """
 
     def __init__(self, objective: Objective, *, latents: LatentCache, settings: AdaptationSettings, device: torch.device) -> None:
@@ -48,36 +49,48 @@ class Trainer:
         self.trained = objective.trained.to(device=device, dtype=torch.float32).train()
         self.latents = latents
         self.order = TrainingOrder(latents.keys("train"), seed=settings.seed, batch=settings.batch)
+        self.shape = latents.batch(self.order.batch(0, 1)).target.shape[1:]
+        part = settings.batch // settings.accumulation
+        self.parts = [slice(start, start + part) for start in range(0, settings.batch, part)]
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.trainable: list[tuple[str, nn.Parameter]] = [(name, p) for name, p in self.trained.named_parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=objective.weight_decay)
+        self.optimizer = optimizer_of(self._parameters(), settings, weight_decay=objective.weight_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.average = MovingAverage(self.trainable, decay=settings.ema)
         self.step = 0
         self.position = 0
         self._log: list[tuple[float, ...]] = []
         self._unread: list[Tensor] = []
 
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0: linear warm-up, then constant (paper: constant)."""
-        return self.settings.lr * min(1.0, (step + 1) / max(1, self.settings.warmup))
-
     def advance(self) -> None:
-        """One optimizer step on the next batch."""
-        settings = self.settings
-        batch = self.latents.batch(self.order.batch(self.position, settings.batch))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.objective.loss(batch, self.generator)
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self._parameters(), settings.clip)
-        lr = self.learning_rate(self.step)
+        """One optimizer step on the next batch. In float16 a step whose gradient overflows moves nothing and lowers the scale of those after it."""
+        loss = self._gradient()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), self.settings.clip)
+        lr = learning_rate(self.step, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.trainable)
         self.step += 1
-        self.position += settings.batch
-        self._unread.append(torch.stack([loss.detach(), torch.full_like(loss, lr), norm.detach()]))
+        self.position += self.settings.batch
+        self._unread.append(torch.stack([loss, torch.full_like(loss, lr), norm.detach()]))
+
+    def _gradient(self) -> Tensor:
+        """The mean loss of the next batch, detached; leaves its gradient, times the scale of float16, on the parameters."""
+        batch = self.settings.batch
+        keys = self.order.batch(self.position, batch)
+        draws = self.objective.draw((batch, *self.shape), self.generator)
+        losses = []
+        for part in self.parts:
+            samples = self.latents.batch(keys[part])
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.objective.loss(samples, *(drawn[part] for drawn in draws)) * (len(keys[part]) / batch)
+            torch.autograd.backward(self.scaler.scale(loss))
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def log(self) -> list[tuple[float, ...]]:
         """Of every step so far what :data:`COLUMNS` says. Waits for the device; between calls nothing does.
@@ -86,8 +99,10 @@ class Trainer:
             Diverged: the loss of a step is not finite; names the step.
         """
         rows = torch.stack(self._unread).tolist() if self._unread else []
+        # In float16 a gradient that overflows is skipped; below a scale of 1 there is nothing left to lower.
+        skips = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         for step, (loss, _, norm) in enumerate(rows, start=len(self._log) + 1):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss) and (math.isfinite(norm) or skips)):
                 raise Diverged(
                     f"training stopped at step {step}: its loss is {loss} and the norm of its gradient {norm}; lower adaptation.lr={self.settings.lr}, "
                     "raise adaptation.warmup or use compute.dtype float32 (checkpoints of earlier steps are kept)"
@@ -102,13 +117,19 @@ class Trainer:
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.trainable}
         tensors |= {f"ema/{name}": value for name, value in self.average.values.items()}
         tensors |= {f"fitted/{name}": value for name, value in self.trained.named_buffers()}
+        counters: dict[str, dict[str, int]] = {}
         for name, parameter in self.trainable:
-            tensors |= {f"optimizer/{name}/{slot}": value for slot, value in self.optimizer.state[parameter].items()}
+            for slot, value in self.optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{name}/{slot}"] = value
+                else:  # bitsandbytes counts its steps in a number
+                    counters.setdefault(name, {})[slot] = value
         tensors |= {"random/draws": self.generator.get_state(), "random/torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
         tensors["log"] = torch.tensor(log, dtype=torch.float64).reshape(-1, len(COLUMNS))
-        return tensors, {"step": self.step, "position": self.position, "ema_updates": self.average.updates}
+        record = {"step": self.step, "position": self.position, "ema_updates": self.average.updates}
+        return tensors, record | {"optimizer": counters, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Go on where :meth:`state` was taken: every later step is bit for bit the one of an undisturbed run on the same device."""
@@ -118,7 +139,7 @@ class Trainer:
                 self.average.values[name].copy_(tensors[f"ema/{name}"])
             for name, fitted in self.trained.named_buffers():
                 fitted.copy_(tensors[f"fitted/{name}"])
-        slots: dict[str, dict[str, Tensor]] = {}
+        slots: dict[str, dict[str, Any]] = {name: dict(counters) for name, counters in record["optimizer"].items()}
         for path, value in tensors.items():
             if path.startswith("optimizer/"):
                 name, slot = path.removeprefix("optimizer/").rsplit("/", 1)
@@ -126,6 +147,8 @@ class Trainer:
         state = self.optimizer.state_dict()
         state["state"] = {index: slots[name] for index, (name, _) in enumerate(self.trainable) if name in slots}
         self.optimizer.load_state_dict(state)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(record["scaler"])
         self.generator.set_state(tensors["random/draws"])
         torch.set_rng_state(tensors["random/torch"])
         if self.device.type == "cuda":

@@ -129,9 +129,10 @@ def test_loss_decreases_on_one_fixed_batch(tiny_base: Path, way: str) -> None:
 
 
 @WAYS
-def test_interrupted_equals_uninterrupted(latents: LatentCache, tiny_base: Path, way: str) -> None:
+@pytest.mark.parametrize("changes", [{}, {"schedule": "cosine", "accumulation": 2, "snr_gamma": 5.0, "timesteps": "stratified"}], ids=["paper", "others"])
+def test_interrupted_equals_uninterrupted(latents: LatentCache, tiny_base: Path, way: str, changes: dict[str, object]) -> None:
     """Restored into fresh objects after the first step or the third, training ends with the same state, moving average and optimizer included."""
-    settings = tiny_settings(tiny_base, trainable=way, steps=4)
+    settings = tiny_settings(tiny_base, trainable=way, steps=4, **changes)
     whole, _ = tuner(latents, settings)
     saved = []
     for _ in range(settings.steps):

@@ -8,6 +8,7 @@ import torch
 from tiny_run import synthetic_latents, tiny_settings, tiny_trainer
 
 from selfcascade.adaptation.cache import LatentCache
+from selfcascade.adaptation.optimizer import learning_rate
 from selfcascade.adaptation.trainer import Diverged, Trainer
 from selfcascade.config import UpsamplerSettings
 
@@ -76,10 +77,18 @@ def test_loss_decreases_on_one_fixed_batch(upsampler: UpsamplerSettings) -> None
     assert losses[-1] < losses[0] * 0.995
 
 
-@pytest.mark.parametrize("upsampler", [A, C], ids=["A", "C"])
-def test_interrupted_equals_uninterrupted(latents: LatentCache, upsampler: UpsamplerSettings) -> None:
+OPTIONS: dict[str, dict[str, object]] = {
+    "A": {"upsampler": A},
+    "C": {"upsampler": C},
+    "cosine-parts-weighted": {"schedule": "cosine", "accumulation": 2, "snr_gamma": 5.0, "timesteps": "stratified"},
+    "linear-main-recomputed": {"schedule": "linear", "upsampler": UpsamplerSettings(inject="main"), "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
+def test_interrupted_equals_uninterrupted(latents: LatentCache, changes: dict[str, object]) -> None:
     """Restored into fresh objects after the first step or the third, with torch's own generator disturbed, training ends with the same state."""
-    settings = tiny_settings("b", upsampler=upsampler, steps=4)
+    settings = tiny_settings("b", steps=4, **changes)
     whole = tiny_trainer(latents, settings)
     saved = []
     for _ in range(settings.steps):
@@ -128,9 +137,19 @@ class _Seen(Exception):
     pass
 
 
-def test_warm_up_is_linear_then_constant(latents: LatentCache) -> None:
-    trainer = tiny_trainer(latents, tiny_settings("b", lr=1e-3, warmup=4))
-    assert [trainer.learning_rate(step) for step in range(6)] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+def test_the_learning_rate_is_the_schedules(latents: LatentCache) -> None:
+    """What the optimizer steps with and the log holds is the schedule's rate of that step, after a restart too; at a rate of zero nothing moves."""
+    settings = tiny_settings("b", steps=4, lr=1e-3, warmup=2, schedule="cosine")
+    trainer = tiny_trainer(latents, settings)
+    for step in range(3):
+        trainer.advance()
+        assert trainer.optimizer.param_groups[0]["lr"] == learning_rate(step, settings)
+    resumed = tiny_trainer(latents, settings)
+    resumed.restore(*trainer.state())
+    before = weights(resumed.trained)
+    resumed.advance()
+    assert weights(resumed.trained) == before
+    assert [row[1] for row in resumed.log()] == pytest.approx([learning_rate(step, settings) for step in range(4)])
 
 
 @pytest.mark.parametrize("poisoned", [2, 3])
