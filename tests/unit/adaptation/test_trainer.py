@@ -106,6 +106,32 @@ def test_interrupted_equals_uninterrupted(latents: LatentCache, changes: dict[st
         assert resumed_state == whole_state
 
 
+def test_the_weighted_loss_is_that_of_one_sample(latents: LatentCache) -> None:
+    """A batch of one costs its weight, min(SNR, 2) / SNR at its own timestep, times what it costs unweighted."""
+    seen: list[torch.Tensor] = []
+    losses = []
+    for gamma in (None, 2.0):
+        trainer = tiny_trainer(latents, tiny_settings("b", batch=1, seed=5, snr_gamma=gamma))
+        seen.append(trainer.objective.draw((1, *trainer.shape), torch.Generator().manual_seed(5))[0])
+        trainer.advance()
+        losses.append(trainer.log()[0][0])
+    abar = trainer.objective.alphas_cumprod[seen[0]].item()
+    snr = abar / (1 - abar)
+    assert torch.equal(*seen)
+    assert snr > 2
+    assert losses[1] == pytest.approx(losses[0] * 2 / snr, rel=1e-5)
+
+
+def test_strata_are_those_of_the_whole_step(latents: LatentCache) -> None:
+    """With 4 samples in 2 parts, the UNet sees a timestep in every quarter of [0, 700) in each step."""
+    trainer = tiny_trainer(latents, tiny_settings("b", batch=4, accumulation=2, timesteps="stratified", upsampler=UpsamplerSettings(pivot_t="zero")))
+    seen: list[int] = []
+    trainer.objective.unet.register_forward_pre_hook(lambda _, args: seen.extend(args[1].tolist()) if args[0].shape[-1] == 16 else None)
+    for step in range(3):
+        trainer.advance()
+        assert sorted(t // 175 for t in seen[4 * step :]) == [0, 1, 2, 3]
+
+
 def test_nothing_draws_from_torchs_own_generator(latents: LatentCache) -> None:
     """A step leaves the global generator alone, so that whatever else a process does cannot change a run."""
     trainer = tiny_trainer(latents, tiny_settings("b"))
