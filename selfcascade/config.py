@@ -295,13 +295,27 @@ class AdaptationSettings(Settings):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order and noise")
+    validation_steps: int | None = Field(
+        100, ge=1, description="steps between losses of the moving average on the tune split; the last step has one too; unset: none"
+    )
+    validation_samples: int = Field(16, ge=1, description="pictures of a validation; each is noised to one timestep in each of five bins below start * T")
+    early_stop: int | None = Field(None, ge=1, description="validations in a row without a better one that end training; the best is published; unset: never")
     previews: int = Field(4, ge=0, le=64, description="prompts out of the tune split that are drawn for the model card")
     preview_guidance: float = Field(7.5, ge=0, description="classifier-free guidance of the previews")
     checkpoint_steps: int = where(100, ge=1, description="steps between checkpoints in the store")
     preview_steps: int = where(200, ge=1, description="steps between preview pictures")
     log_steps: int = where(10, ge=1, description="steps between lines of the loss log")
     gradient_checkpointing: bool = where(False, description="blocks of the UNet are computed again for the backward pass, not kept: less memory, more time")
+    tensorboard: Path | None = where(
+        None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard"
+    )
     compute: ComputeSettings = ComputeSettings(threads=2)
+
+    @model_validator(mode="after")
+    def _stopping_looks(self) -> AdaptationSettings:
+        if self.early_stop is not None and self.validation_steps is None:
+            raise ValueError("early_stop is set but validation_steps is not: nothing would say which step is the best; set validation_steps")
+        return self
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> AdaptationSettings:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -13,13 +11,15 @@ from pydantic import Field
 from selfcascade.adaptation.basis import fit_basis
 from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_shard, missing_shards, shards_of
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
+from selfcascade.adaptation.early_stop import check_early_stop
 from selfcascade.adaptation.folder import put_folder
 from selfcascade.adaptation.latent_error import latent_errors
 from selfcascade.adaptation.objective import NoiseObjective
-from selfcascade.adaptation.preview import Previewer, preview_sheet, preview_specs
+from selfcascade.adaptation.preview import Previewer, preview_specs
 from selfcascade.adaptation.requirements import check_dataset, check_packages, check_precision, enough_memory, stage_of
 from selfcascade.adaptation.start import trainer_of
-from selfcascade.adaptation.trainer import Trainer
+from selfcascade.adaptation.tensorboard_log import TensorBoardLog, check_tensorboard
+from selfcascade.adaptation.training_run import TrainingRun, TrainingStep
 from selfcascade.baselines.finetune import KINDS as FINETUNES
 from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
@@ -64,22 +64,6 @@ class AdaptationPlan(Plan):
         return len(self.shards) in self.todo
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """Where a training run is: what a progress bar shows."""
-
-    step: int
-    """Steps behind it."""
-    steps: int
-    loss: float
-    """Mean since the last report."""
-    lr: float
-    samples_per_second: float
-    seconds_left: float
-    preview: str | None = None
-    """Key, in the store's cache, of the preview sheet that was drawn at this step."""
-
-
 def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str = "auto") -> AdaptationPlan:
     """Find dataset and base, which give what is trained its address, and see what of it the store holds. Writes nothing.
 
@@ -97,8 +81,10 @@ def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str =
     artifact = _artifact(settings, store, dataset, base)
     chosen = resolve_device(device)
     check_packages(settings)
+    check_tensorboard(settings)
     check_precision(settings, chosen)
     check_dataset(settings, dataset)
+    check_early_stop(settings, dataset)
     stage_of(settings, base)
     shards = tuple(shards_of(dataset))
     published = artifact.published()
@@ -150,6 +136,7 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
 
     Raises:
         Diverged: the loss is not finite; earlier checkpoints are kept.
+        Preempted: SIGTERM came, and whoever handled it before goes on; the last step is stored.
         SettingsError: the base changed since the plan was made, or the memory does not suffice.
     """
     if plan.published:
@@ -160,25 +147,22 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
         pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
         trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device))
+        run = TrainingRun(trainer)
         newest = checkpoints.newest()
         if newest is not None:
-            trainer.restore(newest.tensors, newest.record)
+            run.restore(newest)
         elif isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
             fit_basis(trainer.objective, latents)
-        first: int = trainer.step
         previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
-        report = _Report(trainer, settings.steps, progress)
-        with trainer.objective.held():
-            while trainer.step < settings.steps:
-                trainer.advance()
-                last = trainer.step == settings.steps
-                if last or trainer.step % settings.checkpoint_steps == 0:
-                    checkpoints.save(trainer.step, *trainer.state())
-                if not last and previewer.specs and trainer.step % settings.preview_steps == 0:
-                    report.send(preview=_put_preview(store, plan, previewer, trainer))
-                elif last or trainer.step % settings.log_steps == 0:
-                    report.send()
-    return trainer.step - first
+        with TensorBoardLog(settings, version=plan.ref.version, step=trainer.step) as board:
+
+            def preview() -> str:
+                key, sheet = _preview_key(plan, f"step-{trainer.step:06d}.png"), previewer.sheet(trainer.averaged(), step=trainer.step)
+                store.put_cache(key, sheet)
+                board.picture(trainer.step, "previews", sheet)
+                return key
+
+            return run.train(checkpoints, board, preview=preview if previewer.specs else None, progress=progress or (lambda reached: None))
 
 
 def publish_adaptation(settings: AdaptationSettings, store: Store, plan: AdaptationPlan) -> ArtifactRef:
@@ -193,24 +177,26 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
         with torch_threads(settings.compute.threads):
             latents = _latents(settings, store, plan, base)
             newest = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest()
-            if newest is None or newest.step < settings.steps:
-                reached = 0 if newest is None else newest.step
-                raise SettingsError(f"{plan.ref} is trained to step {reached} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
             pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
-            trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device))
-            trainer.restore(newest.tensors, newest.record)
+            run = TrainingRun(trainer_of(settings, pipeline, latents, base, torch.device(plan.device)))
+            if newest is not None:
+                run.restore(newest)
+            trainer = run.trainer
+            if not run.over:
+                raise SettingsError(f"{plan.ref} is trained to step {trainer.step} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
             previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
-            objects = put_folder(artifact, trainer, previewer, dataset=dataset, base=base)
-        final = [row[0] for row in trainer.log()[-max(1, settings.steps // 10) :]]
+            objects = put_folder(artifact, run, previewer, dataset=dataset, base=base)
+        final = [row[0] for row in trainer.log()[-max(1, trainer.step // 10) :]]
         counts: dict[str, int | float | str] = {
             "parameters": sum(parameter.numel() for _, parameter in trainer.trainable),
             "fitted": sum(buffer.numel() for buffer in trainer.trained.buffers()),
-            "steps": settings.steps,
+            "steps": trainer.step,
             "samples": trainer.position,
             "train_samples": len(trainer.order.keys),
             "loss": round(sum(final) / len(final), 6),
         }
-        trained = trainer.averaged()
+        counts |= run.counts()
+        trained = run.early_stop.published()
         if isinstance(trained, LatentUpscaler):
             counts |= {f"tune_rmse_{name}": error for name, error in latent_errors(trained, latents).items()}
         artifact.publish(counts=counts, objects=objects)
@@ -231,41 +217,6 @@ def adapt(settings: AdaptationSettings, store: Store, *, device: str = "auto", p
     with Artifact(store, plan.ref).writing():
         train_upsampler(settings, store, plan, progress)
         return publish_adaptation(settings, store, plan)
-
-
-class _Report:
-    """Turns the trainer's log into what a progress bar shows."""
-
-    def __init__(self, trainer: Trainer, steps: int, progress: Callable[[TrainingStep], None] | None) -> None:
-        self.trainer, self.steps, self.progress = trainer, steps, progress
-        self.sent, self.started = trainer.step, time.monotonic()
-        self.first = trainer.step
-
-    def send(self, preview: str | None = None) -> None:
-        if self.progress is None:
-            return
-        step, log = self.trainer.step, self.trainer.log()
-        recent = log[self.sent :] or log[-1:]
-        seconds = (time.monotonic() - self.started) / (step - self.first)
-        self.progress(
-            TrainingStep(
-                step=step,
-                steps=self.steps,
-                loss=sum(row[0] for row in recent) / len(recent),
-                lr=recent[-1][1],
-                samples_per_second=self.trainer.settings.batch / seconds,
-                seconds_left=seconds * (self.steps - step),
-                preview=preview,
-            )
-        )
-        self.sent = step
-
-
-def _put_preview(store: Store, plan: AdaptationPlan, previewer: Previewer, trainer: Trainer) -> str:
-    key = _preview_key(plan, f"step-{trainer.step:06d}.png")
-    pictures = {previewer.without: previewer.untuned(), f"step {trainer.step}": previewer.tuned(trainer.averaged())}
-    store.put_cache(key, preview_sheet(pictures, previewer.specs, size=trainer.settings.size))
-    return key
 
 
 def _preview_key(plan: AdaptationPlan, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from selfcascade.adaptation.validation import TimestepBin
 from selfcascade.config import AdaptationSettings
 
 ROWS = 10
@@ -40,6 +41,14 @@ class Facts:
     source: str
     """Kind of source that the pictures came from."""
     train_samples: int
+    steps: int
+    """Optimizer steps that were taken."""
+    published_step: int
+    """Step whose moving average is published."""
+    validation_samples: int
+    """Pictures of a validation; 0: there was none."""
+    bins: Sequence[TimestepBin]
+    """Of the validations; none for a latent upscaler."""
     parameters: int
     fitted: int
     """Numbers that were fitted to features of the base and then kept fixed."""
@@ -57,11 +66,11 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
     Args:
         facts: of the run.
         settings: of the run.
-        log: of each step ``step``, ``loss``, ``lr`` and ``grad_norm``.
+        log: of each step ``step``, ``loss``, ``lr`` and ``grad_norm``, and of some ``validation`` and ``validation_t0_99`` for each bin.
     """
     name = _name(facts)
     words = WORDS[settings.trainable](facts, settings)
-    epochs = settings.steps * settings.batch / facts.train_samples
+    epochs = facts.steps * settings.batch / facts.train_samples
     front = {"library_name": "diffusers", "tags": ["text-to-image", "self-cascade", words.tag], "base_model": name}
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -69,12 +78,15 @@ def model_card(facts: Facts, settings: AdaptationSettings, log: Sequence[Mapping
         f"{words.what} It holds {_numbers(facts)}{words.on}.",
         f"```python\n{words.snippet}\n```",
         "## Training",
-        f"{words.training[0]}: {settings.steps:,} steps of {settings.batch} samples out of the {facts.train_samples:,} pictures in the train split of "
-        f"`{facts.dataset}` ({epochs:.1f} epochs); {words.training[1]} The published weights are the moving average.",
+        f"{words.training[0]}: {facts.steps:,} steps of {settings.batch} samples out of the {facts.train_samples:,} pictures in the train split of "
+        f"`{facts.dataset}` ({epochs:.1f} epochs); {words.training[1]} {_published(facts, settings)}",
         markdown_table("setting", flattened(settings.what())),
         "Loss, mean over the steps of a row:",
         _curve(log),
     ]
+    validated = [row for row in log if row.get("validation") is not None]
+    if validated:
+        sections += [_validations_told(facts), _validations(facts, validated)]
     if facts.prompts:
         sections += [
             "## Previews",
@@ -194,6 +206,29 @@ def _curve(log: Sequence[Mapping[str, float]]) -> str:
         part = log[row * len(log) // min(ROWS, len(log)) : (row + 1) * len(log) // min(ROWS, len(log))]
         loss = sum(step["loss"] for step in part) / len(part)
         lines.append(f"| {part[0]['step']:.0f} to {part[-1]['step']:.0f} | {loss:.4f} | {part[-1]['lr']:.2e} |")
+    return "\n".join(lines)
+
+
+def _published(facts: Facts, settings: AdaptationSettings) -> str:
+    if settings.early_stop is None:
+        return "The published weights are the moving average."
+    ended = f"Training ended early, {settings.early_stop} validations after the best one. " if facts.steps < settings.steps else ""
+    return f"{ended}The published weights are the moving average at step {facts.published_step:,}, the best validation."
+
+
+def _validations_told(facts: Facts) -> str:
+    pictures = f"{facts.validation_samples} pictures of the tune split, which was not trained on"
+    if not facts.bins:
+        return f"Validation: the same loss of the moving average on {pictures}:"
+    return f"Validation: mean squared error of the moving average on {pictures}, at fixed noise and timesteps t:"
+
+
+def _validations(facts: Facts, log: Sequence[Mapping[str, float]]) -> str:
+    columns = {"loss": "validation"} | {f"t = {bin_.first} to {bin_.last}": f"validation_{bin_.name}" for bin_ in facts.bins}
+    lines = [f"| step | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    count = min(ROWS, len(log))
+    for row in (log[(place + 1) * len(log) // count - 1] for place in range(count)):
+        lines.append(f"| {row['step']:.0f} | " + " | ".join(f"{row[name]:.4f}" for name in columns.values()) + " |")
     return "\n".join(lines)
 
 

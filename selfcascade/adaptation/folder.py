@@ -16,7 +16,8 @@ from selfcascade.adaptation.card import Facts, model_card
 from selfcascade.adaptation.latent_error import latent_errors
 from selfcascade.adaptation.objective import Trained
 from selfcascade.adaptation.preview import Picture, Previewer, preview_sheet
-from selfcascade.adaptation.trainer import COLUMNS, Trainer
+from selfcascade.adaptation.trainer import COLUMNS
+from selfcascade.adaptation.training_run import TrainingRun
 from selfcascade.baselines.finetune import FILES, RECORD, Record
 from selfcascade.baselines.lora import Lora
 from selfcascade.bases import ResolvedBase
@@ -27,13 +28,12 @@ from selfcascade.storage import Artifact
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """What diffusers calls the weights of a model folder."""
-LOSS_SCHEMA = pa.schema([("step", pa.int64()), *((column, pa.float64()) for column in COLUMNS)])
 
 
-def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, dataset: Artifact, base: ResolvedBase) -> list[str]:
+def put_folder(artifact: Artifact, run: TrainingRun, previewer: Previewer, *, dataset: Artifact, base: ResolvedBase) -> list[str]:
     """Put every object of the artifact and name them. What describes the weights is made from the weights that the store adopted."""
-    settings = trainer.settings
-    trained = trainer.averaged().to("cpu", torch.float32)
+    trainer, settings = run.trainer, run.settings
+    trained = run.early_stop.published().to("cpu", torch.float32)
     with TemporaryDirectory(prefix="selfcascade-") as folder:
         names = _save(trained, Path(folder), settings, base)
         for name in names:
@@ -41,8 +41,10 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
             artifact.download(name, Path(folder, name))
         adopted: Trained = type(trained).from_pretrained(folder, use_safetensors=True).to(trainer.device).eval()
     buffer = io.BytesIO()
-    rows = [dict(zip(("step", *COLUMNS), (step, *row), strict=True)) for step, row in enumerate(trainer.log(), start=1)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=LOSS_SCHEMA), buffer, compression="zstd")
+    rows = {step: dict(zip(("step", *COLUMNS), (step, *row), strict=True)) for step, row in enumerate(trainer.log(), start=1)}
+    for validated in run.validation.table():
+        rows[int(validated["step"])] |= validated
+    pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=_loss_schema(run)), buffer, compression="zstd")
     artifact.put("loss.parquet", buffer.getvalue())
     log = pq.read_table(io.BytesIO(artifact.read("loss.parquet"))).to_pylist()
     names = [*names, "loss.parquet"]
@@ -53,7 +55,7 @@ def put_folder(artifact: Artifact, trainer: Trainer, previewer: Previewer, *, da
             artifact.put(names[-1], _png(picture))
         names.append("previews/sheet.png")
         artifact.put(names[-1], preview_sheet(pictures, previewer.specs, size=settings.size))
-    artifact.put("README.md", model_card(_facts(adopted, trainer, previewer, dataset, base), settings, log).encode())
+    artifact.put("README.md", model_card(_facts(adopted, run, previewer, dataset, base), settings, log).encode())
     return [*names, "README.md"]
 
 
@@ -69,7 +71,15 @@ def _save(trained: Trained, folder: Path, settings: AdaptationSettings, base: Re
     return ["config.json", WEIGHTS, *([RECORD] if isinstance(trained, UNet2DConditionModel) else [])]
 
 
-def _facts(trained: Trained, trainer: Trainer, previewer: Previewer, dataset: Artifact, base: ResolvedBase) -> Facts:
+def _loss_schema(run: TrainingRun) -> pa.Schema:
+    """A row for each step; the columns of validations hold nothing but where one was made."""
+    validation = run.validation
+    validated = ["validation", *(f"validation_{bin_.name}" for bin_ in validation.bins)] if validation.keys else []
+    return pa.schema([("step", pa.int64()), *((column, pa.float64()) for column in (*COLUMNS, *validated))])
+
+
+def _facts(trained: Trained, run: TrainingRun, previewer: Previewer, dataset: Artifact, base: ResolvedBase) -> Facts:
+    trainer = run.trainer
     source = dataset.manifest().settings.get("source", {})
     return Facts(
         title=trainer.settings.name,
@@ -77,6 +87,10 @@ def _facts(trained: Trained, trainer: Trainer, previewer: Previewer, dataset: Ar
         dataset=str(dataset.ref),
         source=str(source.get("kind", "unknown")),
         train_samples=len(trainer.order.keys),
+        steps=trainer.step,
+        published_step=run.early_stop.step,
+        validation_samples=len(run.validation.keys),
+        bins=tuple(run.validation.bins),
         parameters=sum(parameter.numel() for _, parameter in trainer.trainable),
         fitted=sum(buffer.numel() for buffer in trained.buffers()),
         channels=tuple(trained.config.channels) if isinstance(trained, FeatureUpsampler) else (),

@@ -80,6 +80,11 @@ class Previewer:
         """All of it by heading."""
         return {"base": self.base(), self.without: self.untuned(), HEADINGS[self.settings.trainable][1]: self.tuned(trained)}
 
+    def sheet(self, trained: Trained, *, step: int) -> bytes:
+        """PNG of the previews without anything trained and with ``trained`` as it is after ``step`` steps."""
+        columns = {self.without: self.untuned(), f"step {step}": self.tuned(trained)}
+        return preview_sheet(columns, self.specs, size=self.settings.size)
+
     @property
     def without(self) -> str:
         """What it is called when nothing trained is used."""

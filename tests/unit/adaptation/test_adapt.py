@@ -17,9 +17,10 @@ from PIL import Image
 from tiny_run import SIDE, tiny_settings
 
 from selfcascade import SelfCascadePipeline
-from selfcascade.adaptation.adapt import TrainingStep, adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.adapt import adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
 from selfcascade.adaptation.checkpoint import newest_step
 from selfcascade.adaptation.trainer import Diverged, Trainer
+from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.cascade.upsampler import load_upsampler
 from selfcascade.config import AdaptationSettings, ComputeSettings, CurationSettings, FolderSource, UpsamplerSettings
 from selfcascade.curation.curate import curate
@@ -55,20 +56,37 @@ def test_the_folder_holds_what_others_read(world: Store, tiny_base: Path) -> Non
     assert pipe("a red cat", SIDE, SIDE, num_inference_steps=2, output_type="pt").images.shape == (1, 3, SIDE, SIDE)
 
     table = pq.read_table(io.BytesIO(artifact.read("loss.parquet")))
-    assert table.column_names == ["step", "loss", "lr", "grad_norm"]
+    bins = ["t0_139", "t140_279", "t280_419", "t420_559", "t560_699"]
+    assert table.column_names == ["step", "loss", "lr", "grad_norm", "validation", *(f"validation_{name}" for name in bins)]
     assert table["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
     assert table["lr"].to_pylist() == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
+    validations = table["validation"].to_pylist()
+    assert validations[:5] == [None] * 5
+    counts = artifact.manifest().counts
+    assert counts["validation"] == pytest.approx(validations[5], abs=1e-6)
+    assert counts["validation"] == pytest.approx(sum(counts[f"validation_{name}"] for name in bins) / 5, abs=1e-5)
     with Image.open(io.BytesIO(artifact.read("previews/sheet.png"))) as sheet:
         assert sheet.width > 3 * SIDE
 
     card = artifact.read("README.md").decode()
-    for told in (upsampler.config.base, str(dataset.ref), "| steps | loss | learning rate |", "| 6 to 6 |", "own licence applies", "previews/sheet.png"):
+    for told in (
+        upsampler.config.base,
+        str(dataset.ref),
+        "| steps | loss | learning rate |",
+        "| 6 to 6 |",
+        "| t = 560 to 699 |",
+        "own licence applies",
+        "previews/sheet.png",
+    ):
         assert told in card
     text = card + artifact.read("config.json").decode()
     assert str(Path(settings.base).parent) not in text
     assert os.uname().nodename not in text
 
     assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.validation for step in steps] == [None] * 5 + validations[5:]
+    assert steps[-1].seconds_left == 0
+    assert all(step.memory_bytes > 50 * 2**20 and step.samples_per_second > 0 for step in steps)
     assert [step.step for step in steps if step.preview is not None] == [4]
     assert list(world.list(f"cache/checkpoints/{ref.version}")) == []
     assert list(world.list(f"cache/previews/{ref.version}")) == []
@@ -85,7 +103,7 @@ def test_run_again_does_nothing(world: Store, settings: AdaptationSettings, monk
 
 def test_two_equal_runs_write_equal_manifests(fresh: Callable[[], Store], tiny_base: Path) -> None:
     """In two empty stores, with other checkpoints, previews and log intervals, and in the second store interrupted by hand: every byte is equal."""
-    settings = tiny_settings(tiny_base, upsampler=UpsamplerSettings(variant="C"), previews=1, preview_steps=100)
+    settings = tiny_settings(tiny_base, upsampler=UpsamplerSettings(variant="C"), previews=1, preview_steps=100, validation_steps=2)
     first = fresh()
     adapt(settings, first)
     second = fresh()
@@ -218,6 +236,13 @@ def test_a_dataset_without_captions_is_refused(store: Store, tiny_base: Path, pi
     curate(curation.model_copy(update={"filters": curation.filters.model_copy(update={"min_side": 32, "min_caption_chars": 0})}), store)
     with pytest.raises(SettingsError, match=r"datasets/silent@\w+ has no captions; adaptation needs them"):
         plan_adaptation(tiny_settings(tiny_base, dataset="datasets/silent"), store)
+
+
+def test_stopping_by_an_empty_split_is_refused(world: Store, tiny_base: Path, curation: CurationSettings) -> None:
+    unsplit = curation.model_copy(update={"name": "unsplit", "tune": 0.0, "filters": curation.filters.model_copy(update={"min_side": 32})})
+    curate(unsplit, world)
+    with pytest.raises(SettingsError, match=r"datasets/unsplit@\w+ has no tune split, which adaptation\.early_stop looks at; unset it, or curate with"):
+        plan_adaptation(tiny_settings(tiny_base, dataset="datasets/unsplit", early_stop=1), world)
 
 
 def test_a_base_that_changed_since_the_plan_is_refused(world: Store, tiny_base: Path, tmp_path: Path) -> None:
