@@ -305,7 +305,9 @@ class AdaptationSettings(Settings):
     checkpoint_steps: int = where(100, ge=1, description="steps between checkpoints in the store")
     preview_steps: int = where(200, ge=1, description="steps between preview pictures")
     log_steps: int = where(10, ge=1, description="steps between lines of the loss log")
-    gradient_checkpointing: bool = where(False, description="blocks of the UNet are computed again for the backward pass, not kept: less memory, more time")
+    gradient_checkpointing: bool = where(
+        False, description="blocks of UNet and upsampler are computed again for the backward pass, not kept: less memory, more time, the same bits"
+    )
     tensorboard: Path | None = where(
         None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard"
     )

@@ -136,6 +136,8 @@ class NoiseObjective(_Denoising[FeatureUpsampler]):
         # A few thousand shared scalars are no weights that decay would keep small: it would only pull them back to where they start.
         self.weight_decay = 0.0 if settings.upsampler.variant in SMALL else settings.weight_decay
         self.below = last_timestep(settings.start, len(self.alphas_cumprod))
+        if settings.gradient_checkpointing:
+            trained.enable_gradient_checkpointing()
 
     def predicted(self, z: Tensor, t: Tensor, batch: Batch, conditioning: dict[str, Any]) -> Tensor:
         """Guided by the batch's pivots."""

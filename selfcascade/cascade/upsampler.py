@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -69,6 +70,8 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         SettingsError: channels do not divide into the groups, or ``inject`` or ``final`` does not go with the variant.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -109,6 +112,7 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
                     return FrozenBasisUpsampler(c, timesteps)
 
         self.levels = nn.ModuleList(level(c, g) for c, g in zip(channels, groups, strict=True))
+        self.gradient_checkpointing = False
 
     @classmethod
     def for_base(
@@ -153,8 +157,10 @@ class FeatureUpsampler(ModelMixin, ConfigMixin):
         Returns:
             (B, C_n, *size), in the upsampler's dtype.
         """
-        phi: Tensor = self.levels[level](feature.to(self.dtype), t=t, emb=emb.to(self.dtype), size=size)
-        return phi
+        upsample = partial(self.levels[level], t=t, emb=emb.to(self.dtype), size=size)
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(upsample, feature.to(self.dtype))
+        return upsample(feature.to(self.dtype))
 
     @property
     def needs_basis(self) -> bool:

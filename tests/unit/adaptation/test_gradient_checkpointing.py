@@ -15,7 +15,8 @@ from selfcascade.adaptation.trainer import Trainer
 from selfcascade.config import AdaptationSettings, ComputeSettings, UpsamplerSettings
 
 WHAT = {
-    "skip": {"upsampler": UpsamplerSettings(variant="C")},
+    "A": {"upsampler": UpsamplerSettings()},
+    "C": {"upsampler": UpsamplerSettings(variant="C")},
     "main": {"upsampler": UpsamplerSettings(variant="C", inject="main")},
     "lora": {"trainable": "lora"},
     "full": {"trainable": "full"},
@@ -52,10 +53,9 @@ def kept_bytes(trainer: Trainer) -> int:
 
 @pytest.mark.parametrize("changes", WHAT.values(), ids=WHAT)
 def test_less_is_kept_for_the_backward_pass(latents: LatentCache, tiny_base: Path, changes: dict[str, object]) -> None:
-    """Less than half of the bytes, of a frozen UNet that features are added to and of one that trains."""
+    """Under 0.3 of the bytes, of a frozen UNet and what is added to it and of one that trains."""
     kept = [kept_bytes(trainer_for(latents, tiny_settings(tiny_base, gradient_checkpointing=on, **changes))) for on in (False, True)]
-    print(kept)
-    assert 0 < kept[1] < 0.5 * kept[0]
+    assert 0 < kept[1] < 0.3 * kept[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
