@@ -18,7 +18,7 @@ RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
 PERFORMANCE = ROOT / "docs/performance.md"
 BENCHES = ROOT / "docs/results"
-"""``sampling.json``, ``speed.json`` and ``memory.json``, as the scripts in ``tests/bench`` of these names write them."""
+"""``sweep.json``, ``sampling.json``, ``speed.json`` and ``memory.json``, as the scripts in ``tests/bench`` of these names write them."""
 CASCADE = {
     "base": "the base's own picture, at its own size",
     "lanczos": "the base's own picture, enlarged by Pillow's Lanczos filter",
@@ -45,7 +45,7 @@ def filled(text: str) -> str:
 
 def filled_performance(text: str) -> str:
     """The performance page with the tables between their marks made anew."""
-    for block, make in (("sampling", sampling), ("speed", speed), ("memory", memory)):
+    for block, make in (("sampling", sampling), ("speed", speed), ("memory", memory), ("sweep", sweep)):
         path = BENCHES / f"{block}.json"
         body = make(json.loads(path.read_bytes())) if path.exists() else f"`tests/bench/{block}.py` measures them."
         text = between(text, block, body)
@@ -92,6 +92,15 @@ def speed(record: dict[str, Any]) -> str:
 
 
 _DISTANCES = (("kid_b", 1000, 1), ("kid_r", 1000, 1), ("layout_b", 1, 3))
+
+
+def sweep(record: dict[str, Any]) -> str:
+    """Markdown: the cascade by where its stage starts, how its pivot grows and eta, beside what it is compared with."""
+    names = [metric for metric in METRICS if metric.name in next(iter(record["rows"].values()))]
+    lines = [_row(["tune split", *(heading(metric) for metric in names)]), _row(["---", *["---:"] * len(names)])]
+    for label, numbers in record["rows"].items():
+        lines.append(_row([label, *(_cell(Number(value=value, error=error), metric) for metric in names for value, error in [numbers[metric.name]])]))
+    return "\n".join([*lines, "", f"{record['prompts']} prompts of the tune split on `{record['base'].partition('@')[0]}`; ± is a standard error."])
 
 
 def memory(records: list[dict[str, Any]]) -> str:

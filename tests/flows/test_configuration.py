@@ -1,5 +1,8 @@
 """Shipped runs: each loads, each key carries the meaning that its model gives it, and their parts agree."""
 
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -55,3 +58,14 @@ def test_resolved_settings_are_yaml_that_gives_the_same_run_and_hide_secrets(tmp
     tree["store"] |= {"secret_key": None, "access_key": None}
     again.write_text(yaml.safe_dump(tree))
     assert load(str(again)).digest() == run.digest()
+
+
+def test_the_demo_starts_where_the_sweep_says():
+    """The largest start of which both KID_r and FID_r lie within one standard error of the best row of the sweep on the tune split."""
+    rows = json.loads((Path(__file__).parents[2] / "docs/results/sweep.json").read_text())["rows"]
+    cascade = load("demo").generation.cascade
+    swept = {label: row for label, row in rows.items() if label.endswith(f"eta {cascade.eta:g}") and "K/T" in label}
+    best = {metric: min(row[metric] for label, row in rows.items() if "K/T" in label) for metric in ("kid_r", "fid_r")}
+    near = [label for label, row in swept.items() if all(row[metric][0] <= best[metric][0] + best[metric][1] for metric in best)]
+    chosen = max(near, key=lambda label: float(label.split()[2]))
+    assert chosen == f"{cascade.upscale} K/T {cascade.start:g} eta {cascade.eta:g}"
