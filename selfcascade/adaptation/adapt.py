@@ -34,10 +34,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType({"upsampler": "upsamplers", "latent
 """Kind of artifact of what is trained."""
 LEANER: Mapping[str, str] = MappingProxyType(
     {
-        "upsampler": "upsampler.inject=skip or compute.dtype=bfloat16",
+        "upsampler": "gradient_checkpointing=true, upsampler.inject=skip or compute.dtype=bfloat16",
         "latent-upscaler": "a smaller upscaler.width or compute.dtype=bfloat16",
-        "lora": "compute.dtype=bfloat16",
-        "full": "trainable=lora or compute.dtype=bfloat16",
+        "lora": "gradient_checkpointing=true or compute.dtype=bfloat16",
+        "full": "gradient_checkpointing=true, trainable=lora or compute.dtype=bfloat16",
     }
 )
 """What takes less memory in training."""
@@ -142,7 +142,7 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     if plan.published:
         return 0
     base = _base(settings, store, plan)
-    with torch_threads(settings.compute.threads), enough_memory(settings, remedy=f"lower the batch, or use {LEANER[settings.trainable]}"):
+    with torch_threads(settings.compute.threads), enough_memory(settings, remedy=f"lower the batch, raise accumulation, or use {LEANER[settings.trainable]}"):
         latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
         pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)

@@ -75,11 +75,12 @@ class Validation:
     @torch.no_grad()
     def look(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Validate where the trainer is, unless ``stop`` says meanwhile to leave it; returns whether it was done."""
+        settings = self.trainer.settings
         with averaged_weights(self.trainer):
             bins: list[float] = []
             for number, _ in enumerate(self.bins or (None,)):
                 squares, count = 0.0, 0
-                for keys in parts(self.keys, self.trainer.settings.batch):
+                for keys in parts(self.keys, settings.batch // settings.accumulation):
                     if stop():
                         return False
                     squares += len(keys) * float(self._errors(keys, number))

@@ -9,6 +9,7 @@ from tiny_run import synthetic_latents, tiny_settings, tiny_trainer
 
 from selfcascade.adaptation.cache import LatentCache
 from selfcascade.adaptation.trainer import Trainer
+from selfcascade.adaptation.validation import Validation
 from selfcascade.config import AdaptationSettings, UpsamplerSettings
 
 KINDS = {
@@ -74,3 +75,17 @@ def test_a_step_is_logged_once_and_moves_on_by_its_batch(latents: LatentCache) -
     assert seen == [8, 8] + [2] * 8
     for row, whole in zip(logs[1], logs[0], strict=True):
         assert row == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_validation_passes_no_more_samples_at_once_than_training() -> None:
+    """Four pictures of the tune split with two samples a part, in five bins: to float tolerance the loss of passing all four."""
+    losses = []
+    for accumulation in (1, 2):
+        trainer = tiny_trainer(synthetic_latents(tune=4), tiny_settings("b", accumulation=accumulation))
+        seen: list[int] = []
+        trainer.objective.unet.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])) if args[0].shape[-1] == 16 else None)
+        validation = Validation(trainer)
+        validation.look()
+        losses.append(validation.rows[0].loss)
+        assert seen == [4 // accumulation] * 5 * accumulation
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
