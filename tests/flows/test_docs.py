@@ -5,6 +5,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+
+from selfcascade.adaptation.trainer import COLUMNS
+from selfcascade.config import AdaptationSettings, PipelineSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +32,17 @@ def test_code_that_the_method_page_names_exists():
     assert len(names) > 30
     for module, name in names:
         assert hasattr(importlib.import_module(f"selfcascade.{module}"), name), f"docs/method.md names {module}:{name}"
+
+
+def test_settings_that_the_page_on_training_names_exist():
+    """Every `name=value`, below adaptation unless it says curation, is one that a run takes; every column of its tables and lists is a setting or says so."""
+    text = (ROOT / "docs/adaptation.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_.]+=[^`]+)`", text)
+    assert len(named) > 12
+    for setting in named:
+        PipelineSettings.from_tree({}, [setting if setting.startswith("curation.") else f"adaptation.{setting}"])
+    for name in re.findall(r"^[|*] `(\w+)`", text, re.MULTILINE):
+        assert name in {*AdaptationSettings.model_fields, *get_args(AdaptationSettings.model_fields["trainable"].annotation), *COLUMNS, "validation"}
 
 
 def test_the_table_of_methods_is_current():
