@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect import task
 
-from selfcascade.adaptation.adapt import AdaptationPlan, TrainingStep, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.adapt import AdaptationPlan, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.config import AdaptationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import Artifact, ArtifactRef, Store, resolve
 from selfcascade_tasks.artifacts import show_sheet
@@ -24,6 +25,12 @@ def encoding_work(plan: AdaptationPlan, store: Store, *, shards: int) -> float:
     return ENCODING * float(resolve(store, plan.dataset).manifest().counts["kept"]) * shards / len(plan.shards)
 
 
+def how_it_goes(reached: TrainingStep) -> str:
+    """Losses, speed and memory of a training in a line."""
+    validation = f", validation {reached.validation:.4f}" if reached.validation is not None else ""
+    return f"loss {reached.loss:.4f}{validation}, {reached.samples_per_second:.3g} samples/s, {reached.memory_bytes / 2**30:.1f} GiB"
+
+
 @task(name="plan-upsampler", task_run_name="plan {settings.name}", tags=["adapt"], **NETWORK)
 def plan(settings: AdaptationSettings, store: StoreSettings, execution: ExecutionSettings) -> AdaptationPlan:
     """The address of the upsampler, the shards whose latents are missing, and the steps that are left."""
@@ -40,12 +47,12 @@ def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, 
 
 @task(name="train-upsampler", task_run_name="train {settings.name}", tags=["adapt"], **NETWORK)
 def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
-    """The optimizer steps that are left, in a worker process; loss and previews are shown while it trains."""
+    """The optimizer steps that are left, in a worker process; losses, speed, memory and previews are shown while it trains."""
     held = opened(store)
     with StageProgress("train", settings.name, start=plan.step, total=plan.steps, what="steps") as progress:
 
         def report(reached: TrainingStep) -> None:
-            progress.reach(reached.step, note=f"loss {reached.loss:.4f}")
+            progress.reach(reached.step, note=how_it_goes(reached), seconds_left=reached.seconds_left)
             if reached.preview is not None:
                 show_sheet("train", settings.name, held.read(reached.preview), title=f"{settings.name} at step {reached.step} of {reached.steps}")
 

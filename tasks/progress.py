@@ -37,7 +37,9 @@ class StageProgress:
         self._done = start
         self._total = total
         self._what = what
+        self._start = start
         self._note = ""
+        self._left: float | None = None
         self._artifact: UUID | None = None
         self._bar: Progress | None = None
         self._begun = self._said = 0.0
@@ -51,9 +53,10 @@ class StageProgress:
         """One more is done."""
         self.reach(self._done + 1)
 
-    def reach(self, done: int, note: str = "") -> None:
-        """So many are done; ``note`` is a word on how it goes."""
+    def reach(self, done: int, note: str = "", seconds_left: float | None = None) -> None:
+        """So many are done; ``note`` is a word on how it goes. Who knows better than the pace so far says how long the rest takes."""
         self._done, self._note = done, note
+        self._left = self._paced() if seconds_left is None else seconds_left
         if self._artifact is not None:
             update_progress_artifact(self._artifact, self._percent, description=self._text)
         if sys.stderr.isatty():
@@ -73,12 +76,25 @@ class StageProgress:
 
     @property
     def _text(self) -> str:
+        return self._count + self._rest
+
+    @property
+    def _count(self) -> str:
         count = f"{self._done} of {self._total} {self._what}" if self._total else "done before"
         return count + (f", {self._note}" if self._note else "")
 
+    @property
+    def _rest(self) -> str:
+        return f", {_span(self._left)} left" if self._left and self._done < self._total else ""
+
+    def _paced(self) -> float | None:
+        """Seconds that the rest takes at the pace of what was done since the beginning."""
+        done = self._done - self._start
+        return (time.monotonic() - self._begun) / done * (self._total - self._done) if done > 0 else None
+
     def _say(self) -> None:
         self._said = time.monotonic()
-        print(f"{self._title}: {self._text} in {self._said - self._begun:.0f} s", file=sys.stderr, flush=True)
+        print(f"{self._title}: {self._count} in {self._said - self._begun:.0f} s{self._rest}", file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
         if self._bar is None:
@@ -89,3 +105,10 @@ class StageProgress:
             self._bar.start()
             self._bar.add_task(self._title, total=self._total, completed=self._done, note="")
         self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note)
+
+
+def _span(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
