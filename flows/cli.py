@@ -13,6 +13,7 @@ from selfcascade_flows.artifact_commands import add_artifact_commands
 from selfcascade_flows.check import check
 from selfcascade_flows.params import params
 from selfcascade_flows.store_commands import store_app
+from selfcascade_flows.upsampler_commands import upsampler_app
 
 Config = Annotated[str, typer.Option("--config", "-c", metavar="NAME-OR-PATH", help="A shipped run, or a settings file of your own.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting, such as adaptation.steps=400; repeatable.")]
@@ -70,6 +71,7 @@ _add_stage("run", "All stages: curate, adapt, generate by every method, evaluate
 
 add_artifact_commands(app)
 app.add_typer(store_app, name="store")
+app.add_typer(upsampler_app, name="upsamplers")
 
 
 @app.command()

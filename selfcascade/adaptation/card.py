@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from selfcascade.adaptation.validation import TimestepBin
 from selfcascade.config import AdaptationSettings
+
+if TYPE_CHECKING:
+    from selfcascade.adaptation.validation import TimestepBin
 
 ROWS = 10
 """Rows of the loss table."""
