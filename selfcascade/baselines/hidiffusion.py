@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 
 from selfcascade.baselines import direct
 from selfcascade.baselines.baseline import Baseline
+from selfcascade.baselines.hooks import refuse_compiled
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.config import BaselineSettings
@@ -40,11 +41,12 @@ def hidiffused(pipeline: DiffusionPipeline) -> Iterator[None]:
         pipeline: stock or cascade, of SD 1.5, SD 2.1 or SDXL.
 
     Raises:
-        SettingsError: the package is not there or does not load, or does not know the base.
+        SettingsError: the package is not there or does not load, or does not know the base; or the UNet is compiled.
     """
     unet, family = pipeline.unet, spec_of(pipeline.unet).family.name
     if family not in KNOWN_AS:
         raise SettingsError(f"hidiffusion does not apply: {_unknown(family)}")
+    refuse_compiled(unet)
     package = _package()
     before = {module: (type(module), set(vars(module))) for module in unet.modules()}
     upsamplers = unet.num_upsamplers

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from torch.nn import Module
 
+from selfcascade.cascade.compilation import is_compiled
 from selfcascade.cascade.hooks import SharedHooks
 from selfcascade.settings import SettingsError
 
@@ -37,8 +38,7 @@ class Hooks(Generic[State]):
         Raises:
             SettingsError: the UNet is compiled, so that hooks would be overlooked.
         """
-        if any(getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod") for module in unet.modules()):
-            raise SettingsError("this UNet is compiled, and a compiled UNet overlooks the baselines' hooks; sample with one that is not")
+        refuse_compiled(unet)
         with self._hooks.on(unet):
             token = self._states.set((*self._states.get(), (unet, state)))
             try:
@@ -49,3 +49,13 @@ class Hooks(Generic[State]):
     def state(self, unet: Module) -> State | None:
         """What the innermost block of this thread asks of that UNet, or None outside of all of them."""
         return next((state for owner, state in reversed(self._states.get()) if owner is unet), None)
+
+
+def refuse_compiled(unet: Module) -> None:
+    """Refuse a UNet in which what is changed inside would be overlooked.
+
+    Raises:
+        SettingsError: it is compiled, whole or in blocks.
+    """
+    if is_compiled(unet):
+        raise SettingsError("this UNet is compiled, and a compiled UNet overlooks what a baseline changes inside; sample with one that is not")
