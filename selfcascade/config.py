@@ -362,6 +362,11 @@ class GenerationSettings(Settings):
         description="lean: branches of guidance one after another, tiles from 512 px on; offload: networks wait in host memory too. A batch that does not fit"
         " goes on one tier down",
     )
+    compiled: bool = Field(
+        False,
+        description="transformer blocks of the UNet compiled by torch, which takes a minute a worker; not for attention-scaling, scalecrafter and hidiffusion,"
+        " which reach into them",
+    )
     compute: ComputeSettings = ComputeSettings()
 
     @model_validator(mode="after")

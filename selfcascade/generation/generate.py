@@ -45,6 +45,8 @@ _UNUSED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Settings of the cascade that a method does not look at."""
+_INSIDE_BLOCKS: frozenset[Method] = frozenset({"attention-scaling", "scalecrafter", "hidiffusion"})
+"""Methods that change the UNet inside the blocks that ``compiled`` compiles: they sample with one that is not."""
 _USED: Mapping[Method, tuple[str, ...]] = MappingProxyType(
     {
         "x4-upscaler": ("x4",),
@@ -92,7 +94,7 @@ def relevant(settings: GenerationSettings) -> GenerationSettings:
     unused = {name: getattr(defaults, name) for name in _UNUSED[settings.method]}
     used = {name: getattr(settings.baselines, name) for name in _USED.get(settings.method, ())}
     changes = {"cascade": settings.cascade.model_copy(update=unused), "baselines": BaselineSettings().model_copy(update=used)}
-    return settings.model_copy(update=changes)
+    return settings.model_copy(update=changes | {"compiled": settings.compiled and settings.method not in _INSIDE_BLOCKS})
 
 
 def needs_upscaler(settings: GenerationSettings) -> bool:
@@ -318,6 +320,7 @@ def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, in
         versions=plan.inputs,
         scheduler=settings.cascade.scheduler,
         dtype=dtype,
+        compiled=relevant(settings).compiled,
         device=device,
     )
     if settings.method == "x4-upscaler":

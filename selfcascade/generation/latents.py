@@ -21,11 +21,11 @@ FORMAT = 1
 """Raised by hand whenever the code of the base stage would give other latents."""
 
 
-def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, base: str, dtype: torch.dtype, device: torch.device) -> str:
+def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, base: str, dtype: torch.dtype, compiled: bool, device: torch.device) -> str:
     """Key in the store of the base latents of a chunk: a digest of everything that shapes their bytes.
 
-    That is the base's version, each sample's prompt, negative prompt and seed in order, size, scheduler, steps, guidance and eta, precision, batch, memory tier
-    and threads, and the versions and the kind of hardware whose kernels sum in an order of their own.
+    That is the base's version, each sample's prompt, negative prompt and seed in order, size, scheduler, steps, guidance and eta, precision, compilation,
+    batch, memory tier and threads, and the versions and the kind of hardware whose kernels sum in an order of their own.
     """
     cascade = settings.cascade
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
@@ -41,6 +41,7 @@ def latents_key(specs: Sequence[SampleSpec], settings: GenerationSettings, *, ba
         "batch": settings.batch,
         "memory": settings.memory,
         "dtype": str(dtype),
+        "compiled": compiled,
         "threads": torch.get_num_threads(),
         "device": [device.type, kind],
         "versions": [torch.__version__, diffusers.__version__, transformers.__version__],

@@ -17,6 +17,7 @@ from selfcascade.baselines import full, lora
 from selfcascade.baselines.finetune import KINDS, NAMES, Way, find_finetune
 from selfcascade.baselines.upscaler_x4 import load_upscaler, resolve_upscaler
 from selfcascade.bases import ResolvedBase, names_artifact, refuse_videos, resolve_base
+from selfcascade.cascade.compilation import compile_blocks
 from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.latent_upscaler import LatentUpscaler, load_latent_upscaler
 from selfcascade.cascade.memory import TIERS
@@ -55,6 +56,7 @@ def load_pipeline(
     versions: Mapping[str, str] = MappingProxyType({}),
     scheduler: Scheduler = "ddim",
     dtype: Dtype = "float32",
+    compiled: bool = False,
     device: str = "auto",
 ) -> SelfCascadePipeline:
     """A cascade of a base, ready to sample by DDIM, the paper's sampler, whichever the base ships, or by another solver.
@@ -72,6 +74,7 @@ def load_pipeline(
         versions: what "base", "upsampler", "upscaler", "adapter" and "unet" must be, as a plan's inputs name them; any, where one is left out.
         scheduler: solver of every stage, on the base's own noise schedule.
         dtype: of UNet, text encoders and upsampler.
+        compiled: whether the blocks of the UNet that samples are compiled, see :func:`~selfcascade.cascade.compilation.compile_blocks`.
         device: torch device, or "auto".
 
     Raises:
@@ -80,11 +83,11 @@ def load_pipeline(
     """
     where, precision = resolve_device(device), getattr(torch, dtype)
     base_version, version = versions.get("base"), versions.get("upsampler")
-    tuned_key = None if finetuned is None else (*finetuned, versions.get(ROLES[finetuned[0]]), base, versions.get("base"), dtype, str(where))
+    tuned_key = None if finetuned is None else (*finetuned, versions.get(ROLES[finetuned[0]]), base, versions.get("base"), dtype, compiled, str(where))
     with _lock:
         if _held.get("finetuned", (None, None))[0] != tuned_key:
             _held.pop("finetuned", None)  # it shares weights with its base, or is as large as one: it makes room before another base is loaded
-        pipeline = _once("base", (base, base_version, dtype, str(where)), lambda: _load_base(base, store, base_version, precision, where))
+        pipeline = _once("base", (base, base_version, dtype, compiled, str(where)), lambda: _load_base(base, store, base_version, precision, where))
         added: dict[str, Any] = {} if scheduler == "ddim" else {"scheduler": solver_on(pipeline.scheduler, scheduler)}
         if upsampler is not None:
             key = (upsampler, version, dtype, str(where))
@@ -94,6 +97,8 @@ def load_pipeline(
             added["latent_upscaler"] = _once("upscaler", (upscaler, planned, str(where)), lambda: _load_upscaler(upscaler, store, planned, where))
         if finetuned is not None:
             added["unet"] = _once("finetuned", tuned_key, lambda: _load_finetuned(pipeline, *finetuned, store, versions, where))
+        if compiled:
+            compile_blocks(added.get("unet", pipeline.unet))
         return _quiet(SelfCascadePipeline.from_pipe(pipeline, **added)) if added else pipeline
 
 

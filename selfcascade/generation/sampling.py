@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from selfcascade.cascade.compilation import failed_to_compile, is_compiled
 from selfcascade.cascade.memory import next_tier
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.config import GenerationSettings, Memory
@@ -51,7 +52,7 @@ def samples(
 
     Raises:
         OutOfMemory: a batch does not fit, nor the memory tier below; names the settings to lower.
-        SettingsError: method "tuned" without an upsampler, or a size that the base cannot make.
+        SettingsError: method "tuned" without an upsampler, a size that the base cannot make, or ``compiled`` where nothing compiles.
     """
     if settings.method == "tuned" and pipeline.upsampler is None:
         raise SettingsError("method 'tuned' needs an upsampler; set generation.upsampler, or use method 'tuning-free'")
@@ -128,17 +129,23 @@ def _cached_bases(
     def compute() -> Tensor:
         return fitting(pipeline, settings, lambda fit: torch.cat([base_latents(pipeline, batch, fit).cpu() for batch in batches]))[1]
 
-    key = latents_key(specs, settings, base=base, dtype=pipeline.unet.dtype, device=pipeline._execution_device)
+    unet, device = pipeline.unet, pipeline._execution_device
+    key = latents_key(specs, settings, base=base, dtype=unet.dtype, compiled=is_compiled(unet), device=device)
     return cached_latents(store, key, compute)
 
 
 @contextmanager
 def _inference(settings: GenerationSettings) -> Iterator[None]:
-    """No autograd, and one line where memory runs out."""
+    """No autograd, and one line where memory runs out or blocks do not compile."""
     try:
         with torch.inference_mode():
             yield
     except (RuntimeError, MemoryError) as error:
+        if settings.compiled and failed_to_compile(error):
+            reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
+            raise SettingsError(
+                f"the blocks of the UNet do not compile here: {reason}; install a C++ compiler (on a CPU), or set generation.compiled to false"
+            ) from error
         if not is_memory(error):
             raise
         cascade = settings.cascade

@@ -165,8 +165,8 @@ def test_batches_do_not_mix_prompts_with_and_without_a_negative_one():
     assert [[spec.prompt_id for spec in batch] for batch in batches_of(specs, 2)] == [["a", "b"], ["c"], ["d", "e"], ["f"]]
 
 
-def key_of(specs, settings, *, base="tiny@0", dtype=torch.float32):
-    return latents_key(specs, settings, base=base, dtype=dtype, device=torch.device("cpu"))
+def key_of(specs, settings, *, base="tiny@0", dtype=torch.float32, compiled=False):
+    return latents_key(specs, settings, base=base, dtype=dtype, compiled=compiled, device=torch.device("cpu"))
 
 
 def test_whatever_shapes_the_base_latents_is_in_their_key(generation, specs, monkeypatch):
@@ -174,11 +174,12 @@ def test_whatever_shapes_the_base_latents_is_in_their_key(generation, specs, mon
     keys = {key_of(specs, generation.model_copy(update={"cascade": generation.cascade.model_copy(update=change)})) for change in changes}
     keys |= {key_of(specs, generation), key_of(specs, generation, base="tiny@1"), key_of(specs, generation, dtype=torch.bfloat16)}
     keys |= {key_of(specs[:-1], generation), key_of(specs[::-1], generation), key_of(specs, generation.model_copy(update={"batch": 3}))}
+    keys.add(key_of(specs, generation, compiled=True))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     keys.add(key_of(specs, generation))
     monkeypatch.setattr(torch, "__version__", "0")
     keys.add(key_of(specs, generation))
-    assert len(keys) == len(changes) + 8
+    assert len(keys) == len(changes) + 9
 
 
 def test_what_only_later_stages_see_is_not_in_the_key_of_the_base_latents(generation, specs):
@@ -240,7 +241,7 @@ def test_every_solver_samples_in_bulk(generation, specs, scheduler):
     fours, ones = ({s.key: s.image for s in samples(pipeline, specs[:4], solved.model_copy(update={"batch": batch}))} for batch in (4, 1))
     assert all(close(ones[key], fours[key]) for key in fours)
     assert all(not close(picture, fours[key]) for key, picture in pictures(free, None, specs[:4]).items())
-    keys = {latents_key(specs, settings, base="tiny@0", dtype=torch.float32, device=torch.device("cpu")) for settings in (free, solved)}
+    keys = {key_of(specs, settings) for settings in (free, solved)}
     assert len(keys) == 2
 
 
