@@ -115,6 +115,28 @@ def test_two_equal_runs_write_equal_manifests(fresh: Callable[[], Store], tiny_b
     assert bytes_of(second, settings) == bytes_of(first, settings)
 
 
+def test_a_run_that_becomes_worse_publishes_its_best(fresh: Callable[[], Store], tiny_base: Path) -> None:
+    """At a learning rate that is far too high: it ends two validations after the best one, of which weights and counts are, interrupted or not."""
+    settings = tiny_settings(tiny_base, upsampler=UpsamplerSettings(variant="C"), steps=40, lr=0.5, warmup=8, validation_steps=2, early_stop=2, ema=0.5)
+    first, second = fresh(), fresh()
+    artifact = Artifact(first, adapt(settings, first))
+    counts = artifact.manifest().counts
+    best, table = counts["best_step"], pq.read_table(io.BytesIO(artifact.read("loss.parquet"))).to_pylist()
+    losses = {row["step"]: row["validation"] for row in table if row["validation"] is not None}
+    assert counts["steps"] == len(table) == best + 4 < 40
+    assert counts["validation"] == pytest.approx(min(losses.values()), abs=1e-6)
+    assert losses[best] == min(losses.values()) < losses[best + 4]
+    card = artifact.read("README.md").decode()
+    assert f"Training ended early, 2 validations after the best one. The published weights are the moving average at step {best}, the best validation." in card
+    assert f"{best + 4} steps of 4 samples" in card
+    with pytest.raises(KeyboardInterrupt):
+        adapt(settings, second, progress=_interrupt_at(int(best) + 3))
+    adapt(settings, second)
+    assert bytes_of(second, settings) == bytes_of(first, settings)
+    whole = settings.model_copy(update={"steps": int(best), "early_stop": None, "name": "whole"})
+    assert Artifact(first, adapt(whole, first)).read("diffusion_pytorch_model.safetensors") == artifact.read("diffusion_pytorch_model.safetensors")
+
+
 def _interrupt_at(step: int) -> Callable[[TrainingStep], None]:
     def progress(report: TrainingStep) -> None:
         if report.step >= step:
