@@ -16,6 +16,9 @@ from selfcascade_tasks.record import StageCost, UnitCost, recorded
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import close_workers
 
+PATIENCE = 20.0
+"""Seconds for a training to store its last step: less than the 30 that a machine or a container usually has after SIGTERM."""
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -27,8 +30,8 @@ class StageRun:
     def wait(self, units: Iterable[PrefectFuture[UnitCost]]) -> None:
         """Until every unit is done, in whatever order.
 
-        At the first failure no further unit begins, and those under way come to their end, which is kept. At Ctrl-C or a request to terminate they are ended
-        at once: otherwise the flow, which waits for them, could not end itself.
+        At the first failure no further unit begins, and those under way come to their end, which is kept. At Ctrl-C they are ended at once: otherwise the
+        flow, which waits for them, could not end itself. At a request to terminate, a machine is about to be taken away, a training first stores its last step.
 
         Raises:
             Exception: what the failed unit raised.
@@ -39,7 +42,7 @@ class StageRun:
                 self.progress.advance()
         except BaseException as error:
             if not isinstance(error, Exception):
-                close_workers()
+                close_workers(0.0 if isinstance(error, KeyboardInterrupt) else PATIENCE)
             raise
 
 

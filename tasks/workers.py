@@ -3,7 +3,8 @@
 Two processes of one thread each beat one process of two threads at sampling and at features, and a process that imports the
 library alone is ready seconds before one that imports Prefect too. A worker holds one end of a pipe, the leash, and leaves at
 once when the other end closes: because its parent closed it (Ctrl-C, end of the run), or because the parent died by whatever
-signal.
+signal. A unit that cannot afford to lose what it has may take SIGTERM as a request: a worker that dies by it is replaced, and its
+unit goes on from what it has stored.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Lock
 from typing import Any, Generic, TypeVar
 
@@ -108,11 +110,19 @@ class Workers:
             f"a worker process died {tries} times in {function.__name__}, most likely out of memory; lower execution.workers or the batch of this stage"
         )
 
-    def close(self) -> None:
-        """End every worker at once. A unit that runs is lost, which costs nothing but time: it is done again at the next run."""
+    def close(self, patience: float = 0.0) -> None:
+        """End every worker. A unit that runs is lost, which costs nothing but time: it is done again at the next run.
+
+        Args:
+            patience: seconds for units that take SIGTERM as a request to store what they have; 0: at once.
+        """
         with self._lock:
             self._closed = True
             pool, self._pool = self._pool, None
+        try:
+            if pool is not None and patience:
+                _ask_to_leave([*(pool._processes or {}).values()], patience)
+        finally:
             self._drop_leash()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -168,13 +178,22 @@ def workers(count: int) -> Workers:
         return _shared[count]
 
 
-def close_workers() -> None:
-    """End all workers of this process; the next unit starts new ones."""
+def close_workers(patience: float = 0.0) -> None:
+    """End all workers of this process, see :meth:`Workers.close`; the next unit starts new ones."""
     with _shared_lock:
         pools = list(_shared.values())
         _shared.clear()
     for pool in pools:
-        pool.close()
+        pool.close(patience)
+
+
+def _ask_to_leave(processes: Sequence[BaseProcess], patience: float) -> None:
+    """SIGTERM to all, and wait until they are gone or the time is over."""
+    end = time.monotonic() + patience
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
 
 
 atexit.register(close_workers)

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGKILL in the middle: nobody is left behind, and the next run goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -35,19 +36,18 @@ def until(condition, seconds):
         time.sleep(0.1)
 
 
-def interrupted(home, number):
-    """A run that gets the signal at its third shard of twenty, by its own hand: it cannot be over before. All of it gets a Ctrl-C, as from a terminal."""
-    whom = "group" if number == signal.SIGINT else "leader"
+def interrupted(home, number, whom, moment="before:tar:3", run=CURATE):
+    """A run that sends the signal to some of itself, at its third shard of twenty if not told otherwise: it cannot be over before."""
     killer = {"PYTHONPATH": str(Path(__file__).parent / "killer"), "SELFCASCADE_JOURNAL": str(home / "journal")}
-    moment = {"SELFCASCADE_KILL": "before:tar:3", "SELFCASCADE_SIGNAL": f"{whom}:{number:d}"}
+    told = {"SELFCASCADE_KILL": moment, "SELFCASCADE_SIGNAL": f"{whom}:{number:d}"}
     return subprocess.run(
-        command(*CURATE), cwd=home, env=environment() | killer | moment, capture_output=True, text=True, start_new_session=True, timeout=400, check=False
+        command(*run), cwd=home, env=environment() | killer | told, capture_output=True, text=True, start_new_session=True, timeout=400, check=False
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGTERM, signal.SIGKILL))])
 def test_a_run_that_is_stopped_leaves_nobody_behind_and_goes_on(selfcascade, tmp_path, number):
-    run = interrupted(tmp_path, number)
+    run = interrupted(tmp_path, number, "group" if number == signal.SIGINT else "leader")  # a Ctrl-C comes from a terminal, to all of it
     assert run.returncode != 0
     if number == signal.SIGINT:
         assert run.returncode == 130
@@ -63,3 +63,34 @@ def test_a_run_that_is_stopped_leaves_nobody_behind_and_goes_on(selfcascade, tmp
         after = {info.key: info.etag for info in store.list("datasets/") if info.key.endswith(".tar")}
     assert len(after) == 20
     assert before.items() <= after.items()
+
+
+def checkpoints(home):
+    """Steps of the checkpoints that were written, in order."""
+    return [int(found) for found in re.findall(r"cache/checkpoints/\S+/step-(\d+)", (home / "journal").read_text())]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("whom", ["leader", "writer", "group"])
+def test_a_preempted_training_loses_no_step(selfcascade, tmp_path, whom):
+    """SIGTERM once the first checkpoint of the training, at step 15, is written: steps went on meanwhile, and the one under way is stored too.
+
+    Where the process that trains got it alone, the flow has another one go on from that very step; otherwise the run ends, nobody is left behind, and the same
+    command goes on.
+    """
+    options = small(adaptation__steps=36, adaptation__checkpoint_steps=15, adaptation__validation_samples=4)
+    assert selfcascade("curate", *options).returncode == 0
+    run = interrupted(tmp_path, signal.SIGTERM, whom, "after:cache:3", ["adapt", *options])
+    until(lambda: not processes(tmp_path), 60)
+    first, last, *rest = checkpoints(tmp_path)
+    assert first == 15 < last < 30
+    if whom == "writer":
+        assert run.returncode == 0, run.stderr
+        assert rest == [30, 36]
+    else:
+        assert run.returncode == -signal.SIGTERM
+        assert rest == []
+        (tmp_path / "journal").unlink()
+        again = interrupted(tmp_path, 0, "leader", "", ["adapt", *options])
+        assert again.returncode == 0, again.stderr
+        assert checkpoints(tmp_path) == [30, 36]

@@ -97,6 +97,32 @@ def test_closing_ends_a_running_unit_at_once(pool):
     until(lambda: not alive(pid))
 
 
+@pytest.mark.parametrize(("patience", "stored"), [(20.0, True), (0.2, False), (0.0, False)])
+def test_a_unit_that_takes_sigterm_as_a_request_gets_its_time(pool, tmp_path, patience, stored):
+    """It stores what it has where there is patience, loses it where there is none or too little; in the end nobody is left."""
+    path = tmp_path / "stored"
+    pids: list[int] = []
+    ended: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pool.run(_store_when_asked, str(path), 1.0, report=pids.append)
+        except Closed as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: pids)
+    other = pool.run(os.getpid).value
+    started = time.monotonic()
+    pool.close(patience)
+    assert time.monotonic() - started < 8
+    thread.join(10)
+    assert ended
+    assert path.exists() == stored
+    until(lambda: not alive(pids[0]) and not alive(other))
+
+
 def test_workers_leave_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -118,6 +144,18 @@ def test_a_worker_imports_the_library_but_not_prefect(pool):
     names = pool.run(_modules).value
     assert "selfcascade.settings" in names
     assert "prefect" not in names
+
+
+def _store_when_asked(path: str, seconds: float, progress) -> None:
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    progress(os.getpid())
+    while not asked.is_set():
+        time.sleep(0.05)
+    time.sleep(seconds)
+    Path(path).touch()
+    signal.signal(signal.SIGTERM, before)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _die_once(flag: str) -> str:

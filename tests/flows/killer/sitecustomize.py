@@ -1,7 +1,8 @@
 """On PYTHONPATH of a run it writes a journal of the store's writes and, when told to, kills the whole run at one of them.
 
 ``SELFCASCADE_JOURNAL`` names the journal; ``SELFCASCADE_KILL`` says ``before:manifest:1`` or ``after:tar:3``: before or after which write of which class.
-``SELFCASCADE_SIGNAL`` says by which signal, and who gets it: ``group:9``, as when it is not set, or ``leader:15``, the first process of the run alone.
+``SELFCASCADE_SIGNAL`` says by which signal, and who gets it: ``group:9``, as when it is not set, ``leader:15``, the first process of the run alone, or
+``writer:15``, the process that writes alone.
 """
 
 import fcntl
@@ -40,7 +41,8 @@ def number_of(line):
 def strike():
     """Send the signal."""
     whom, _, number = os.environ.get("SELFCASCADE_SIGNAL", f"group:{signal.SIGKILL:d}").partition(":")
-    {"group": os.killpg, "leader": os.kill}[whom](os.getpgrp(), int(number))
+    send = os.killpg if whom == "group" else os.kill
+    send(os.getpid() if whom == "writer" else os.getpgrp(), int(number))
 
 
 def journaled(write):
