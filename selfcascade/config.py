@@ -308,9 +308,7 @@ class AdaptationSettings(Settings):
     gradient_checkpointing: bool = where(
         False, description="blocks of UNet and upsampler are computed again for the backward pass, not kept: less memory, more time, the same bits"
     )
-    tensorboard: Path | None = where(
-        None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard"
-    )
+    tensorboard: Path | None = where(None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard")
     compute: ComputeSettings = ComputeSettings(threads=2)
 
     @model_validator(mode="after")
