@@ -305,6 +305,7 @@ class AdaptationSettings(Settings):
     checkpoint_steps: int = where(100, ge=1, description="steps between checkpoints in the store")
     preview_steps: int = where(200, ge=1, description="steps between preview pictures")
     log_steps: int = where(10, ge=1, description="steps between lines of the loss log")
+    compiled: bool = Field(False, description="transformer blocks of the UNet compiled by torch, once a run, which takes a minute; not for latent-upscaler")
     gradient_checkpointing: bool = where(
         False, description="blocks of UNet and upsampler are computed again for the backward pass, not kept: less memory, more time, the same bits"
     )

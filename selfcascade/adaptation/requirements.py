@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from selfcascade.adaptation.optimizer import check_optimizer
 from selfcascade.baselines.lora import check_peft
 from selfcascade.bases import ResolvedBase, refuse_videos
+from selfcascade.cascade.compilation import failed_to_compile
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.schedule import stage_sizes
 from selfcascade.config import AdaptationSettings
@@ -86,10 +87,15 @@ def stage_of(settings: AdaptationSettings, base: ResolvedBase) -> int:
 
 @contextmanager
 def enough_memory(settings: AdaptationSettings, *, remedy: str) -> Iterator[None]:
-    """Turns what torch raises when memory ends into one line that ends with ``remedy``."""
+    """Turns what torch raises when memory ends into one line that ends with ``remedy``, and what it raises when nothing compiles into another."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; on the CPU there is but the text
+        if settings.compiled and failed_to_compile(error):
+            reason = " ".join(str(error).partition("\n\n")[0].split())[:200]
+            raise SettingsError(
+                f"the UNet's blocks do not compile here: {reason}; install a C++ compiler (on a CPU), or set adaptation.compiled to false"
+            ) from error
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
             raise
         raise SettingsError(f"out of memory with adaptation.size={settings.size} and adaptation.batch={settings.batch}; {remedy}") from None

@@ -6,11 +6,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from selfcascade.adaptation.cache import LatentCache
-from selfcascade.adaptation.objective import FinetuneObjective, LatentObjective, NoiseObjective, Objective
+from selfcascade.adaptation.objective import FinetuneObjective, LatentObjective, NoiseObjective
 from selfcascade.adaptation.requirements import stage_of
 from selfcascade.adaptation.trainer import Trainer
 from selfcascade.baselines.lora import Lora, shared
 from selfcascade.bases import ResolvedBase
+from selfcascade.cascade.compilation import compile_blocks
 from selfcascade.cascade.families import spec_of
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
@@ -33,10 +34,15 @@ def trainer_of(settings: AdaptationSettings, pipeline: SelfCascadePipeline, late
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return Trainer(_objective(settings, pipeline, latents, base, device), latents=latents, settings=settings, device=device)
+        objective = _objective(settings, pipeline, latents, base, device)
+        if settings.compiled and not isinstance(objective, LatentObjective):
+            compile_blocks(objective.unet)
+        return Trainer(objective, latents=latents, settings=settings, device=device)
 
 
-def _objective(settings: AdaptationSettings, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase, device: torch.device) -> Objective:
+def _objective(
+    settings: AdaptationSettings, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase, device: torch.device
+) -> NoiseObjective | FinetuneObjective | LatentObjective:
     spec, size = spec_of(pipeline.unet, pipeline.vae), (settings.size, settings.size)
     scheduler = pipeline.scheduler
     noise = {"alphas_cumprod": scheduler.alphas_cumprod, "prediction": scheduler.config.prediction_type, "latents": latents}
