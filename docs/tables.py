@@ -18,7 +18,7 @@ RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
 PERFORMANCE = ROOT / "docs/performance.md"
 BENCHES = ROOT / "docs/results"
-"""``sweep.json``, ``sampling.json``, ``speed.json`` and ``memory.json``, as the scripts in ``tests/bench`` of these names write them."""
+"""``sweep.json``, ``sampling.json``, ``training.json``, ``speed.json`` and ``memory.json``, as the scripts in ``tests/bench`` of these names write them."""
 CASCADE = {
     "base": "the base's own picture, at its own size",
     "lanczos": "the base's own picture, enlarged by Pillow's Lanczos filter",
@@ -45,7 +45,7 @@ def filled(text: str) -> str:
 
 def filled_performance(text: str) -> str:
     """The performance page with the tables between their marks made anew."""
-    for block, make in (("sampling", sampling), ("speed", speed), ("memory", memory), ("sweep", sweep)):
+    for block, make in (("sampling", sampling), ("training", training), ("speed", speed), ("memory", memory), ("sweep", sweep)):
         path = BENCHES / f"{block}.json"
         body = make(json.loads(path.read_bytes())) if path.exists() else f"`tests/bench/{block}.py` measures them."
         text = between(text, block, body)
@@ -66,11 +66,41 @@ def sampling(records: list[dict[str, Any]]) -> str:
     lines = [_row(["seconds a picture", *(f"{subject} {factor}" for subject, factor in seconds)]), _row(["---", *["---:"] * len(seconds)])]
     for name in names:
         lines.append(_row([name, *(f"{row[name]['value']:.3g}" if name in row else "–" for row in seconds.values())]))
-    lines += ["", _row(["ratio", "on", "median", "lowest", "highest", "rounds", "aim"]), _row(["---", "---", "---:", "---:", "---:", "---:", "---:"])]
+    return "\n".join([*lines, "", *_aimed(ratios), "", _noted(records)])
+
+
+def training(records: list[dict[str, Any]]) -> str:
+    """Markdown: seconds and memory of a training step by subject and method; then the ratios that were aimed at."""
+    cells: dict[str, dict[str, float]] = {}
+    columns = set()
+    ratios = []
+    for record in records:
+        _, subject, figure, *method = record["id"].split("/")
+        if method:
+            column = f"{subject}, {record['against']}: {figure}"
+            columns.add(column)
+            cells.setdefault(method[0], {})[column] = record["value"]
+        else:
+            ratios.append((subject, figure, record))
+    order = sorted(columns, key=lambda column: (column.partition(",")[0], column.endswith("MiB")))
+    lines = [_row(["a step", *order]), _row(["---", *["---:"] * len(order)])]
+    for name, row in cells.items():
+        lines.append(_row([name, *(f"{row[column]:,.0f}" if column.endswith("MiB") else f"{row[column]:.3g}" for column in order)]))
+    return "\n".join([*lines, "", *_aimed(ratios), "", _noted(records)])
+
+
+def _aimed(ratios: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
+    """Rows of ratios, each with its subject, name and record."""
+    lines = [_row(["ratio", "on", "median", "lowest", "highest", "rounds", "aim"]), _row(["---", "---", "---:", "---:", "---:", "---:", "---:"])]
     for subject, name, record in ratios:
         lines.append(_row([name, subject, *(f"{record[key]:.3f}" for key in ("value", "low", "high")), str(record["n"]), record["aim"] or "–"]))
+    return lines
+
+
+def _noted(records: list[dict[str, Any]]) -> str:
+    """Where they were made, and the notes of each subject."""
     notes = "; ".join(sorted({f"{record['id'].split('/')[1]}: {record['note']}" for record in records if record["note"]}))
-    return "\n".join([*lines, "", _made(records[0]) + (f" {notes[0].upper()}{notes[1:]}." if notes else "")])
+    return _made(records[0]) + (f" {notes[0].upper()}{notes[1:]}." if notes else "")
 
 
 def speed(record: dict[str, Any]) -> str:

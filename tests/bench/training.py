@@ -1,0 +1,287 @@
+"""What a training step costs, side by side: upsamplers, LoRA and full fine-tuning on the shipped base and on random weights in SD 2.1's shape, quarter width.
+
+Every method takes its steps by the product's own trainer, in turn, round after round, on the same random latents, which lie in a store as those of pictures
+do; ratios are of steps of the same round. Memory is counted, so it may be measured on a busy machine (``--part memory``); seconds may not.
+
+python tests/bench/training.py [--only tiny-emoji] [--rounds 3] [--steps 1] [--out training.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from diffusers.utils import logging
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.records import Record, table, write
+from bench.sampling import quiet, record, shaped
+
+from selfcascade import SelfCascadePipeline
+from selfcascade.adaptation.basis import fit_basis
+from selfcascade.adaptation.cache import EMPTY, Batch, LatentCache
+from selfcascade.adaptation.checkpoint import CheckpointFolder
+from selfcascade.adaptation.checkpoint_writer import CheckpointWriter
+from selfcascade.adaptation.objective import NoiseObjective
+from selfcascade.adaptation.start import trainer_of
+from selfcascade.adaptation.tensorfile import open_tensor_file, written_tensor_file
+from selfcascade.adaptation.trainer import Trainer
+from selfcascade.adaptation.training_run import TrainingRun
+from selfcascade.bases import ResolvedBase, load_pipeline, resolve_base
+from selfcascade.config import AdaptationSettings, ComputeSettings, StoreSettings, UpsamplerSettings
+from selfcascade.storage import Store, embedded
+
+CPU = torch.device("cpu")
+METHODS = {
+    "upsampler A": {"upsampler": UpsamplerSettings(variant="A")},
+    "upsampler C": {"upsampler": UpsamplerSettings(variant="C")},
+    "upsampler D": {"upsampler": UpsamplerSettings(variant="D")},
+    "LoRA rank 4": {"trainable": "lora", "rank": 4},
+    "LoRA rank 32": {"trainable": "lora", "rank": 32},
+    "full": {"trainable": "full"},
+}
+OURS, FULL = "upsampler C", "full"
+STORED = ("upsampler A", OURS, FULL)
+"""Methods whose checkpoints are timed: the default, the smallest and the largest."""
+SAMPLING = 50
+"""Steps by which the released recipe samples the pivot of each training step."""
+PICTURES = 64
+KEY = "cache/latents/bench.safetensors"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base under measurement."""
+
+    base: ResolvedBase
+    size: int
+    batch: int
+    guidance: float
+    probe: int
+    """Steps of the pivot's sampling that are run, of SAMPLING."""
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    def pipeline(self) -> SelfCascadePipeline:
+        return quiet(SelfCascadePipeline.from_pipe(load_pipeline(self.base, torch.float32)))
+
+    def trainer(self, method: str, pipeline: SelfCascadePipeline, latents: LatentCache) -> Trainer:
+        """At step 0, as a run of the product has it."""
+        settings = AdaptationSettings(
+            dataset="datasets/bench",
+            base=self.base.location,
+            size=self.size,
+            batch=self.batch,
+            basis_samples=2,
+            previews=0,
+            compute=ComputeSettings(dtype="float32", threads=1),
+            **METHODS[method],
+        )
+        trainer = trainer_of(settings, pipeline, latents, self.base, CPU)
+        if isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
+            fit_basis(trainer.objective, latents)
+        return trainer
+
+
+def shipped(folder: Path) -> Subject:
+    """The shipped base at the demo's size, batch and guidance."""
+    return Subject(resolve_base("tiny-emoji"), size=256, batch=8, guidance=4.0, probe=SAMPLING)
+
+
+def quarter(folder: Path) -> Subject:
+    """SD 2.1's layout at twice its native side."""
+    place = folder / "sd21-quarter"
+    if not place.is_dir():
+        shaped(place.name, "sd-2.1-base", 4, 1).pipeline.save_pretrained(place)
+    return Subject(resolve_base(str(place)), size=1024, batch=1, guidance=7.5, probe=4)
+
+
+SUBJECTS = {"tiny-emoji": shipped, "sd21-quarter": quarter}
+
+
+@dataclass
+class Clocked:
+    """A cache that knows how long it took to read."""
+
+    latents: LatentCache
+    seconds: float = 0.0
+
+    def batch(self, keys: Iterable[str]) -> Batch:
+        started = time.perf_counter()
+        found = self.latents.batch(keys)
+        self.seconds += time.perf_counter() - started
+        return found
+
+
+def stored_latents(subject: Subject, store: Store) -> LatentCache:
+    """Random latents and texts, put into the store and opened from there as those of a dataset's shard."""
+    pipeline = subject.pipeline()
+    side, text = subject.size // pipeline.spec.pixels, (77, pipeline.unet.config.cross_attention_dim)
+    generator = torch.Generator().manual_seed(0)
+    keys = [f"s{number:02d}" for number in range(PICTURES)]
+    shapes = {f"{EMPTY}/text": text}
+    for key in keys:
+        shapes |= {f"{key}/target": (4, side, side), f"{key}/pivot": (4, side // 2, side // 2), f"{key}/text": text}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    with written_tensor_file(tensors, {"samples": {key: {"caption": key, "split": "train"} for key in keys}}) as file:
+        store.put_cache(KEY, file)
+    opened = open_tensor_file(store, KEY)
+    return LatentCache([opened], digest=opened.sha256)
+
+
+def sampling_seconds(subject: Subject, pipeline: SelfCascadePipeline, latents: LatentCache) -> float:
+    """Seconds in which the base samples pivots for one batch; the text is at hand, the autoencoder has no part."""
+    text = latents.batch(latents.keys("train")[: subject.batch]).text.text
+    height, width = pipeline.spec.native
+    started = time.perf_counter()
+    with torch.inference_mode():
+        pipeline(
+            prompt_embeds=text,
+            negative_prompt_embeds=latents.empty().text.expand_as(text),
+            height=height,
+            width=width,
+            num_inference_steps=subject.probe,
+            guidance_scale=subject.guidance,
+            output_type="latent",
+        )
+    return (time.perf_counter() - started) * SAMPLING / subject.probe
+
+
+def checkpoint_seconds(run: TrainingRun, folder: CheckpointFolder) -> float:
+    """Seconds until a checkpoint is in the store: as if nothing of it happened beside the steps."""
+    started = time.perf_counter()
+    with CheckpointWriter(folder) as writer:
+        writer.save(run.trainer.step, *run.state())
+        writer.wait()
+    return time.perf_counter() - started
+
+
+def measure(subject: Subject, store: Store, latents: LatentCache, *, rounds: int, steps: int) -> list[Record]:
+    """Everything that is told in seconds."""
+    pipeline = subject.pipeline()
+    runs = {method: TrainingRun(subject.trainer(method, pipeline, latents)) for method in METHODS}
+    folders = {method: CheckpointFolder(store, version=f"{number:064x}", latents=latents.digest) for number, method in enumerate(STORED)}
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    loading: list[float] = []
+    sampling: list[float] = []
+    stored: dict[str, list[float]] = {method: [] for method in STORED}
+    for turn in range(rounds + 1):
+        for method, run in runs.items():
+            run.trainer.latents = clock = Clocked(latents)
+            with run.trainer.objective.held():
+                started = time.perf_counter()
+                for _ in range(steps):
+                    run.trainer.advance()
+                step = (time.perf_counter() - started) / steps
+            print(f"{subject.name} round {turn}, {method}: {step:.3f} s a step", file=sys.stderr, flush=True)
+            if not turn:  # the first round warms up
+                continue
+            seconds[method].append(step)
+            if method == OURS:
+                loading.append(100 * clock.seconds / steps / step)
+                sampling.append(sampling_seconds(subject, pipeline, latents))
+            if method in STORED:
+                took = checkpoint_seconds(run, folders[method])
+                stored[method].append(100 * took / (run.settings.checkpoint_steps * step + took))
+    return records_of(subject, seconds, loading, sampling, stored)
+
+
+def records_of(subject: Subject, seconds: dict[str, list[float]], loading: list[float], sampling: list[float], stored: dict[str, list[float]]) -> list[Record]:
+    prefix, about = f"training/{subject.name}", f"{subject.size} px, batch {subject.batch}"
+    every = AdaptationSettings.model_fields["checkpoint_steps"].default
+    records = [record(f"{prefix}/seconds/{method}", values, "", about, unit="s") for method, values in seconds.items()]
+    for method, aim in ((OURS, "<= 0.65"), ("upsampler A", ""), ("upsampler D", ""), ("LoRA rank 4", ""), ("LoRA rank 32", "")):
+        ratios = [one / other for one, other in zip(seconds[method], seconds[FULL], strict=True)]
+        records.append(record(f"{prefix}/{method} over {FULL}", ratios, aim, f"{FULL} fine-tuning, in turn"))
+    ratios = [(own + pivots) / own for own, pivots in zip(seconds[OURS], sampling, strict=True)]
+    note = "" if subject.probe == SAMPLING else f"{subject.probe} steps of the {SAMPLING} of a pivot's sampling run, the others counted as their mean"
+    name = f"{prefix}/step that samples its pivot over {OURS}"
+    records.append(record(name, ratios, ">= 10", f"the released recipe: {SAMPLING} guided base steps for each sample of a step", note))
+    records.append(record(f"{prefix}/loading of latents, % of a step of {OURS}", loading, "< 3", "its own step", unit="%"))
+    for method, shares in stored.items():
+        records.append(record(f"{prefix}/checkpoints, % of the time of {method}", shares, "< 1", f"a checkpoint every {every} steps, waited for", unit="%"))
+    return records
+
+
+def peak_bytes(trainer: Trainer) -> int:
+    """The most that tensors take in a step that is not the first: networks, average and optimizer, and what torch's allocator gives out in the step.
+
+    Counted, not sampled: gradients, what is kept for the backward pass and passing results are in it, libraries and their working memory are not. It is what
+    ``torch.cuda.max_memory_allocated`` says on a GPU.
+    """
+    trainer.advance()
+    optimizer = [value for slots in trainer.optimizer.state.values() for value in slots.values()]
+    networks = [trainer.objective.unet, trainer.trained]
+    held = [*optimizer, *trainer.average.values.values(), *(tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        trainer.advance()
+    events = sorted((event.start_ns(), event.nbytes()) for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    return sum(storages.values()) + max(accumulate(size for _, size in events))
+
+
+def memory(subject: Subject, latents: LatentCache) -> list[Record]:
+    """The peak of every method."""
+    peaks = {}
+    for method in METHODS:
+        peaks[method] = peak_bytes(subject.trainer(method, subject.pipeline(), latents)) / 2**20
+        print(f"{subject.name}, {method}: {peaks[method]:.0f} MiB", file=sys.stderr, flush=True)
+    prefix = f"training/{subject.name}"
+    records = [record(f"{prefix}/MiB/{method}", [peak], "", f"{subject.size} px, batch {subject.batch}", unit="MiB") for method, peak in peaks.items()]
+    ratio = [peaks[OURS] / peaks[FULL]]
+    return [*records, record(f"{prefix}/peak memory of {OURS} over {FULL}", ratio, "<= 0.5", f"{FULL} fine-tuning, tensors counted")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SUBJECTS, action="append")
+    parser.add_argument("--part", choices=("seconds", "memory"), action="append", help="of what is measured; unset: both")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="of a method in a round")
+    parser.add_argument("--note", default="", help="what is told with seconds, such as that the machine was busy")
+    parser.add_argument("--out", type=Path, default=Path("training.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    parts = arguments.part or ("seconds", "memory")
+    records: list[Record] = []
+    for name in arguments.only or SUBJECTS:
+        with TemporaryDirectory(prefix="selfcascade-") as folder, own_store(Path(folder, "store")) as store:
+            subject = SUBJECTS[name](Path(folder))
+            latents = stored_latents(subject, store)
+            if "seconds" in parts:
+                timed = measure(subject, store, latents, rounds=arguments.rounds, steps=arguments.steps)
+                records += [replace(each, note="; ".join(filter(None, (each.note, arguments.note)))) for each in timed]
+            if "memory" in parts:
+                records += memory(subject, latents)
+        write(arguments.out, records)
+    print(table(records))
+
+
+@contextmanager
+def own_store(folder: Path) -> Iterator[Store]:
+    """An embedded store that goes with the block, whatever the user's shell points at."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    try:
+        with Store.open(StoreSettings(folder=folder, bucket="bench")) as store:
+            yield store
+    finally:
+        embedded.stop(folder, now=True)
+
+
+if __name__ == "__main__":
+    main()
