@@ -36,12 +36,25 @@ def until(condition, seconds):
         time.sleep(0.1)
 
 
+def heed_interrupts():
+    """A shell starts what it runs in the background deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupted(home, number, whom, moment="before:tar:3", run=CURATE):
     """A run that sends the signal to some of itself, at its third shard of twenty if not told otherwise: it cannot be over before."""
     killer = {"PYTHONPATH": str(Path(__file__).parent / "killer"), "SELFCASCADE_JOURNAL": str(home / "journal")}
     told = {"SELFCASCADE_KILL": moment, "SELFCASCADE_SIGNAL": f"{whom}:{number:d}"}
     return subprocess.run(
-        command(*run), cwd=home, env=environment() | killer | told, capture_output=True, text=True, start_new_session=True, timeout=400, check=False
+        command(*run),
+        cwd=home,
+        env=environment() | killer | told,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
+        timeout=400,
+        check=False,
     )
 
 
