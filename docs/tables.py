@@ -65,7 +65,7 @@ def sampling(records: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in seconds.values() for name in row))
     lines = [_row(["seconds a picture", *(f"{subject} {factor}" for subject, factor in seconds)]), _row(["---", *["---:"] * len(seconds)])]
     for name in names:
-        lines.append(_row([name, *(f"{row[name]['value']:.3g}" if name in row else "–" for row in seconds.values())]))
+        lines.append(_row([name, *(f"{row[name]['value']:,.{0 if row[name]['value'] >= 100 else 2}f}" if name in row else "–" for row in seconds.values())]))
     return "\n".join([*lines, "", *_aimed(ratios), "", _noted(records)])
 
 
@@ -99,8 +99,8 @@ def _aimed(ratios: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
 
 def _noted(records: list[dict[str, Any]]) -> str:
     """Where they were made, and the notes of each subject."""
-    notes = "; ".join(sorted({f"{record['id'].split('/')[1]}: {record['note']}" for record in records if record["note"]}))
-    return _made(records[0]) + (f" {notes[0].upper()}{notes[1:]}." if notes else "")
+    notes = "; ".join(sorted({f"{' '.join(record['id'].split('/')[1:3])}: {record['note']}" for record in records if record["note"]}))
+    return _made(records[0]) + (f" Where a picture takes minutes: {notes}." if notes else "")
 
 
 def speed(record: dict[str, Any]) -> str:
