@@ -99,12 +99,11 @@ def test_two_compilations_serve_every_size_and_batch(kind):
     assert counter.frame_count == both
 
 
-def test_every_shape_of_block_is_compiled(monkeypatch):
+def test_every_shape_of_block_is_compiled():
     """However many there are: torch allows one code object a few compilations, and goes on uncompiled beyond."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     unet, counter = models.unet("sd21"), CompileCounter()
     compile_blocks(unet, backend=counter)
-    with torch.no_grad():
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
         stock(unet, **case("sd21"))
     assert counter.frame_count == shapes(unet) > 2
 
