@@ -71,13 +71,13 @@ def test_every_linear_layer_and_nothing_else(kind: str, rank: int) -> None:
 
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_a_fresh_one_is_the_base(kind: str) -> None:
-    """Bit for bit, although A is random."""
+    """Although A is random. Bit for bit where the matrix kernels do not depend on where in memory their input lies (MKL_CBWR=COMPATIBLE); else to float tolerance."""
     stock = models.unet(kind)
     unet = lora.shared(stock)
     adapter = lora.Lora.on(unet, 4)
     assert any(tensor.any() for tensor in adapter.weights().values())
     given = inputs(stock, kind)
-    assert torch.equal(unet(**given)[0], stock(**given)[0])
+    torch.testing.assert_close(unet(**given)[0], stock(**given)[0], rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("kind", ["small", "sdxl"])
