@@ -71,7 +71,7 @@ def test_every_linear_layer_and_nothing_else(kind: str, rank: int) -> None:
 
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_a_fresh_one_is_the_base(kind: str) -> None:
-    """Although A is random. Bit for bit where the matrix kernels do not depend on where in memory their input lies (MKL_CBWR=COMPATIBLE); else to float tolerance."""
+    """Although A is random. To float tolerance: matrix kernels may depend on where in memory their input lies."""
     stock = models.unet(kind)
     unet = lora.shared(stock)
     adapter = lora.Lora.on(unet, 4)
