@@ -70,23 +70,31 @@ def sampling(records: list[dict[str, Any]]) -> str:
 
 
 def training(records: list[dict[str, Any]]) -> str:
-    """Markdown: seconds and memory of a training step by subject and method; then the ratios that were aimed at."""
-    cells: dict[str, dict[str, float]] = {}
-    columns = set()
-    ratios = []
+    """Markdown: seconds and memory of a training step by method and subject; then ratios and shares by subject, and what was aimed at."""
+    steps: dict[str, dict[str, str]] = {}
+    ratios: dict[str, dict[str, str]] = {}
+    aims: dict[str, str] = {}
     for record in records:
         _, subject, figure, *method = record["id"].split("/")
         if method:
-            column = f"{subject}, {record['against']}: {figure}"
-            columns.add(column)
-            cells.setdefault(method[0], {})[column] = record["value"]
+            value = f"{record['value']:,.0f}" if figure == "MiB" else f"{record['value']:.3g}"
+            steps.setdefault(method[0], {})[f"{subject}, {record['against']}: {figure}"] = value
         else:
-            ratios.append((subject, figure, record))
-    order = sorted(columns, key=lambda column: (column.partition(",")[0], column.endswith("MiB")))
-    lines = [_row(["a step", *order]), _row(["---", *["---:"] * len(order)])]
-    for name, row in cells.items():
-        lines.append(_row([name, *(f"{row[column]:,.0f}" if column.endswith("MiB") else f"{row[column]:.3g}" for column in order)]))
-    return "\n".join([*lines, "", *_aimed(ratios), "", _noted(records)])
+            digits = 2 if record["value"] < 10 else 1
+            span = "" if record["n"] == 1 else f" ({record['low']:.{digits}f} to {record['high']:.{digits}f})"
+            ratios.setdefault(figure, {})[subject] = f"{record['value']:.{digits}f}{span}"
+            aims[figure] = record["aim"] or aims.get(figure, "–")
+    lines = []
+    for title, rows, extra in (("a step", steps, {}), ("ratio", ratios, {"aim": aims})):
+        columns = sorted({column for row in rows.values() for column in row}, key=lambda column: (column.partition(",")[0], column.endswith("MiB")))
+        lines += [_row([title, *columns, *extra]), _row(["---", *["---:"] * (len(columns) + len(extra))])]
+        lines += [_row([name, *(row.get(column, "–") for column in columns), *(column[name] for column in extra.values())]) for name, row in rows.items()] + [
+            ""
+        ]
+    rounds = {record["id"].split("/")[1]: record["n"] for record in records if record["unit"] == "s"}
+    told = " and ".join(f"{count} on {subject}" for subject, count in rounds.items())
+    notes = "".join(sorted({f" {record['note']}." for record in records if record["note"]}))
+    return "\n".join([*lines, f"Median of paired rounds (lowest to highest), {told}; what has no span is counted. {_made(records[0])}{notes}"])
 
 
 def _aimed(ratios: list[tuple[str, str, dict[str, Any]]]) -> list[str]:

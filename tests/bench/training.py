@@ -1,7 +1,8 @@
 """What a training step costs, side by side: upsamplers, LoRA and full fine-tuning on the shipped base and on random weights in SD 2.1's shape, quarter width.
 
 Every method takes its steps by the product's own trainer, in turn, round after round, on the same random latents, which lie in a store as those of pictures
-do; ratios are of steps of the same round. Memory is counted, so it may be measured on a busy machine (``--part memory``); seconds may not.
+do; ratios are of steps of the same round. Seconds are of one core, in which other processes have no part; only checkpoints, which wait for the store, are
+held by the clock. Memory and arithmetic are counted, the latter also for SD 2.1 in full width.
 
 python tests/bench/training.py [--only tiny-emoji] [--rounds 3] [--steps 1] [--out training.json]
 """
@@ -12,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -20,8 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.utils import logging
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.records import Record, table, write
@@ -38,6 +42,10 @@ from selfcascade.adaptation.tensorfile import open_tensor_file, written_tensor_f
 from selfcascade.adaptation.trainer import Trainer
 from selfcascade.adaptation.training_run import TrainingRun
 from selfcascade.bases import ResolvedBase, load_pipeline, resolve_base
+from selfcascade.cascade.families import BaseSpec, spec_of
+from selfcascade.cascade.injection import unet_with_pivot
+from selfcascade.cascade.published import published_unet
+from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings, ComputeSettings, StoreSettings, UpsamplerSettings
 from selfcascade.storage import Store, embedded
 
@@ -119,9 +127,9 @@ class Clocked:
     seconds: float = 0.0
 
     def batch(self, keys: Iterable[str]) -> Batch:
-        started = time.perf_counter()
+        started = time.process_time()
         found = self.latents.batch(keys)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
         return found
 
 
@@ -145,7 +153,7 @@ def sampling_seconds(subject: Subject, pipeline: SelfCascadePipeline, latents: L
     """Seconds in which the base samples pivots for one batch; the text is at hand, the autoencoder has no part."""
     text = latents.batch(latents.keys("train")[: subject.batch]).text.text
     height, width = pipeline.spec.native
-    started = time.perf_counter()
+    started = time.process_time()
     with torch.inference_mode():
         pipeline(
             prompt_embeds=text,
@@ -156,16 +164,17 @@ def sampling_seconds(subject: Subject, pipeline: SelfCascadePipeline, latents: L
             guidance_scale=subject.guidance,
             output_type="latent",
         )
-    return (time.perf_counter() - started) * SAMPLING / subject.probe
+    return (time.process_time() - started) * SAMPLING / subject.probe
 
 
-def checkpoint_seconds(run: TrainingRun, folder: CheckpointFolder) -> float:
-    """Seconds until a checkpoint is in the store: as if nothing of it happened beside the steps."""
+def checkpoint_seconds(run: TrainingRun, folder: CheckpointFolder) -> tuple[float, float]:
+    """Seconds for which a checkpoint holds up the steps, and until it is in the store: as if nothing of that happened beside them."""
     started = time.perf_counter()
     with CheckpointWriter(folder) as writer:
         writer.save(run.trainer.step, *run.state())
+        copied = time.perf_counter()
         writer.wait()
-    return time.perf_counter() - started
+    return copied - started, time.perf_counter() - started
 
 
 def measure(subject: Subject, store: Store, latents: LatentCache, *, rounds: int, steps: int) -> list[Record]:
@@ -176,15 +185,15 @@ def measure(subject: Subject, store: Store, latents: LatentCache, *, rounds: int
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     loading: list[float] = []
     sampling: list[float] = []
-    stored: dict[str, list[float]] = {method: [] for method in STORED}
+    stored: dict[str, list[tuple[float, ...]]] = {method: [] for method in STORED}
     for turn in range(rounds + 1):
         for method, run in runs.items():
             run.trainer.latents = clock = Clocked(latents)
             with run.trainer.objective.held():
-                started = time.perf_counter()
+                started = time.process_time()
                 for _ in range(steps):
                     run.trainer.advance()
-                step = (time.perf_counter() - started) / steps
+                step = (time.process_time() - started) / steps
             print(f"{subject.name} round {turn}, {method}: {step:.3f} s a step", file=sys.stderr, flush=True)
             if not turn:  # the first round warms up
                 continue
@@ -193,12 +202,14 @@ def measure(subject: Subject, store: Store, latents: LatentCache, *, rounds: int
                 loading.append(100 * clock.seconds / steps / step)
                 sampling.append(sampling_seconds(subject, pipeline, latents))
             if method in STORED:
-                took = checkpoint_seconds(run, folders[method])
-                stored[method].append(100 * took / (run.settings.checkpoint_steps * step + took))
+                every = run.settings.checkpoint_steps * step
+                stored[method].append(tuple(100 * took / (every + took) for took in checkpoint_seconds(run, folders[method])))
     return records_of(subject, seconds, loading, sampling, stored)
 
 
-def records_of(subject: Subject, seconds: dict[str, list[float]], loading: list[float], sampling: list[float], stored: dict[str, list[float]]) -> list[Record]:
+def records_of(
+    subject: Subject, seconds: dict[str, list[float]], loading: list[float], sampling: list[float], stored: dict[str, list[tuple[float, ...]]]
+) -> list[Record]:
     prefix, about = f"training/{subject.name}", f"{subject.size} px, batch {subject.batch}"
     every = AdaptationSettings.model_fields["checkpoint_steps"].default
     records = [record(f"{prefix}/seconds/{method}", values, "", about, unit="s") for method, values in seconds.items()]
@@ -206,12 +217,19 @@ def records_of(subject: Subject, seconds: dict[str, list[float]], loading: list[
         ratios = [one / other for one, other in zip(seconds[method], seconds[FULL], strict=True)]
         records.append(record(f"{prefix}/{method} over {FULL}", ratios, aim, f"{FULL} fine-tuning, in turn"))
     ratios = [(own + pivots) / own for own, pivots in zip(seconds[OURS], sampling, strict=True)]
-    note = "" if subject.probe == SAMPLING else f"{subject.probe} steps of the {SAMPLING} of a pivot's sampling run, the others counted as their mean"
+    note = (
+        ""
+        if subject.probe == SAMPLING
+        else f"On {subject.name} {subject.probe} of the {SAMPLING} steps of a pivot's sampling are run, the others counted as their mean"
+    )
     name = f"{prefix}/step that samples its pivot over {OURS}"
     records.append(record(name, ratios, ">= 10", f"the released recipe: {SAMPLING} guided base steps for each sample of a step", note))
     records.append(record(f"{prefix}/loading of latents, % of a step of {OURS}", loading, "< 3", "its own step", unit="%"))
     for method, shares in stored.items():
-        records.append(record(f"{prefix}/checkpoints, % of the time of {method}", shares, "< 1", f"a checkpoint every {every} steps, waited for", unit="%"))
+        copied, waited = (list(values) for values in zip(*shares, strict=True))
+        about = f"a checkpoint every {every} steps"
+        records.append(record(f"{prefix}/checkpoints waited for, % of the time of {method}", waited, "< 1", about, unit="%"))
+        records.append(record(f"{prefix}/checkpoints copied for their writer, % of the time of {method}", copied, "", about, unit="%"))
     return records
 
 
@@ -221,7 +239,10 @@ def peak_bytes(trainer: Trainer) -> int:
     Counted, not sampled: gradients, what is kept for the backward pass and passing results are in it, libraries and their working memory are not. It is what
     ``torch.cuda.max_memory_allocated`` says on a GPU.
     """
-    trainer.advance()
+    for _, parameter in trainer.trainable:
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()  # AdamW's averages are there from the first step on
+    trainer.optimizer.zero_grad(set_to_none=True)
     optimizer = [value for slots in trainer.optimizer.state.values() for value in slots.values()]
     networks = [trainer.objective.unet, trainer.trained]
     held = [*optimizer, *trainer.average.values.values(), *(tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))]
@@ -244,19 +265,51 @@ def memory(subject: Subject, latents: LatentCache) -> list[Record]:
     return [*records, record(f"{prefix}/peak memory of {OURS} over {FULL}", ratio, "<= 0.5", f"{FULL} fine-tuning, tensors counted")]
 
 
+def operations(name: str, unet: UNet2DConditionModel, spec: BaseSpec, side: int) -> list[Record]:
+    """Ratios of floating-point operations, two a multiply-add, for a latent of that side. ``unet`` is copied to where tensors have no content.
+
+    Attention's products have no weights: passed backward they cost the same however little of the UNet trains.
+    """
+    with torch.device("meta"):
+        own = UNet2DConditionModel.from_config(unet.config)
+        phi = FeatureUpsampler.for_base(spec, variant="C")
+        text = torch.empty(1, 77, own.config.cross_attention_dim)
+
+    def counted(run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], side: int, *, backward: bool) -> int:
+        z, t = torch.empty(1, spec.latent_channels, side, side, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+        with sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+            predicted = run(z, t)
+            if backward:
+                torch.autograd.backward(predicted.mean())
+        return int(counter.get_total_flops())
+
+    def plain(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return own(z, t, encoder_hidden_states=text, return_dict=False)[0]
+
+    full = counted(plain, side, backward=True)
+    sampling = 2 * SAMPLING * counted(plain, spec.native[0] // spec.pixels, backward=False)
+    own.requires_grad_(False)
+    ours = counted(lambda z, t: unet_with_pivot(own, z, t, text, pivot=z[..., ::2, ::2], upsampler=phi), side, backward=True)
+    against = f"latent side {side}, counted on tensors without content"
+    return [
+        record(f"training/{name}/operations of {OURS} over {FULL}", [ours / full], "", against),
+        record(f"training/{name}/operations of a step that samples its pivot over {OURS}", [(ours + sampling) / ours], "", against),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SUBJECTS, action="append")
-    parser.add_argument("--part", choices=("seconds", "memory"), action="append", help="of what is measured; unset: both")
+    parser.add_argument("--part", choices=("seconds", "counts"), action="append", help="unset: both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="of a method in a round")
-    parser.add_argument("--note", default="", help="what is told with seconds, such as that the machine was busy")
+    parser.add_argument("--note", default="", help="a sentence that is told with seconds, such as that the machine was busy")
     parser.add_argument("--out", type=Path, default=Path("training.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    parts = arguments.part or ("seconds", "memory")
+    parts = arguments.part or ("seconds", "counts")
     records: list[Record] = []
     for name in arguments.only or SUBJECTS:
         with TemporaryDirectory(prefix="selfcascade-") as folder, own_store(Path(folder, "store")) as store:
@@ -264,9 +317,15 @@ def main() -> None:
             latents = stored_latents(subject, store)
             if "seconds" in parts:
                 timed = measure(subject, store, latents, rounds=arguments.rounds, steps=arguments.steps)
-                records += [replace(each, note="; ".join(filter(None, (each.note, arguments.note)))) for each in timed]
-            if "memory" in parts:
+                records += [replace(each, note=each.note or arguments.note) for each in timed]
+            if "counts" in parts:
+                pipeline = subject.pipeline()
                 records += memory(subject, latents)
+                records += operations(name, pipeline.unet, pipeline.spec, subject.size // pipeline.spec.pixels)
+                if name == "sd21-quarter":  # and in full width
+                    with torch.device("meta"):
+                        unet = published_unet("sd-2.1-base")
+                    records += operations("sd-2.1-base", unet, spec_of(unet, pipeline.vae), 128)
         write(arguments.out, records)
     print(table(records))
 
