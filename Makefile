@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := .selfcascade
+# Files of tests side by side: most of the suite computes on one thread.
+PARALLEL ?= -n 2 --dist loadfile
 UI_PORT ?= 4200
 UI_HOME ?= $(CURDIR)/$(LOCAL)/prefect
 
@@ -12,14 +14,14 @@ demo: $(VENV)/.user
 	$(BIN)/selfcascade run --config demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest $(PARALLEL) -m full
 
 # The method and the baselines on the lowest diffusers that the packaging allows; `make test` has the highest.
 test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(VENV)-diffusers-0.40/bin/python -m pytest tests/unit/cascade tests/unit/baselines
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(VENV)-diffusers-0.40/bin/python -m pytest $(PARALLEL) tests/unit/cascade tests/unit/baselines
 
 ui: $(VENV)/.user
 	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_UI_API_URL=http://127.0.0.1:$(UI_PORT)/api \
