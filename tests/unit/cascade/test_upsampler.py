@@ -58,7 +58,7 @@ def test_a_fresh_upsampler_adds_exactly_zero(config, level):
 @pytest.mark.parametrize(
     ("config", "moving"),
     [({"variant": "A"}, {"conv2"}), ({"variant": "A", "final": "gate"}, {"gate"}), ({"variant": "C"}, {"gamma"}), ({"variant": "D"}, {"gamma", "mixed_gamma"})],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_the_first_step_moves_only_what_closes_the_gate(config, moving):
     """At zero output the gradient reaches the last convolution of a block (A), the gate, Gamma (C) or gamma and Gamma (D) alone."""
