@@ -309,6 +309,7 @@ class AdaptationSettings(Settings):
     gradient_checkpointing: bool = where(
         False, description="blocks of UNet and upsampler are computed again for the backward pass, not kept: less memory, more time, the same bits"
     )
+    restart: bool = where(False, description="an unfinished run of this name with other settings is given up, its checkpoints deleted; else it is refused")
     tensorboard: Path | None = where(None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard")
     compute: ComputeSettings = ComputeSettings(threads=2)
 

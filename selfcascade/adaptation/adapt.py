@@ -20,6 +20,7 @@ from selfcascade.adaptation.requirements import check_dataset, check_packages, c
 from selfcascade.adaptation.start import trainer_of
 from selfcascade.adaptation.tensorboard_log import TensorBoardLog, check_tensorboard
 from selfcascade.adaptation.training_run import TrainingRun, TrainingStep
+from selfcascade.adaptation.unfinished import check_unfinished, give_up_unfinished, leave_record
 from selfcascade.baselines.finetune import KINDS as FINETUNES
 from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
@@ -74,7 +75,7 @@ def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str =
 
     Raises:
         SettingsError: dataset or base is unknown, too few or too small pictures, a size that the base does not take, a precision that the device lacks,
-            a package that is not installed.
+            a package that is not installed, or an unfinished run of this name has other settings.
     """
     dataset = resolve(store, settings.dataset, "datasets")
     base = resolve_base(settings.base, store)
@@ -88,6 +89,8 @@ def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str =
     stage_of(settings, base)
     shards = tuple(shards_of(dataset))
     published = artifact.published()
+    if not published:
+        check_unfinished(settings, artifact)
     missing = () if published else tuple(missing_shards(store, dataset, _recipe(settings, base, str(chosen))))
     step = settings.steps if published else min(newest_step(store, artifact.ref.version), settings.steps)
     todo = [unit for unit, name in enumerate(shards) if name in missing]
@@ -142,6 +145,10 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     if plan.published:
         return 0
     base = _base(settings, store, plan)
+    artifact = _artifact(settings, store, _dataset(store, plan), base)
+    if settings.restart:
+        give_up_unfinished(artifact)
+    leave_record(artifact)
     with torch_threads(settings.compute.threads), enough_memory(settings, remedy=f"lower the batch, raise accumulation, or use {LEANER[settings.trainable]}"):
         latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)

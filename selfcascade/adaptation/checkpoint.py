@@ -80,16 +80,16 @@ class CheckpointFolder:
 
 def newest_step(store: Store, version: str) -> int:
     """Steps that the furthest checkpoint of ``version`` has behind it, on whatever latents; 0 when there is none. Only lists keys."""
-    return max((_step_of(info.key) for info in store.list(run_prefix(version))), default=0)
+    return max((_step_of(info.key) for info in store.list(run_prefix(version)) if "/step-" in info.key), default=0)
 
 
 def clear_checkpoints(store: Store, version: str) -> None:
-    """Delete every checkpoint of ``version``: what is published needs none."""
+    """Delete every checkpoint of ``version``, and the record beside them: what is published needs none."""
     store.delete([info.key for info in store.list(run_prefix(version))])
 
 
 def run_prefix(version: str) -> str:
-    """Key prefix of all checkpoints of artifact version ``version``."""
+    """Key prefix of all checkpoints of artifact version ``version``, and of the record of its run."""
     return f"cache/checkpoints/{version}/"
 
 

@@ -158,7 +158,7 @@ inner, calls = getattr(target, name), [0]
 
 def counted(self, *args):
     result = inner(self, *args)
-    if moment != "checkpoint" or "checkpoints/" in args[0]:
+    if moment != "checkpoint" or "/step-" in args[0]:
         calls[0] += 1
         if calls[0] == number:
             os.kill(os.getpid(), signal.SIGKILL)
