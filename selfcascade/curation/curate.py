@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from pydantic import Field
 from selfcascade.config import CurationSettings, FilterSettings, TwemojiSource
 from selfcascade.curation import filters, shards
 from selfcascade.curation.duplicates import mark_duplicates
-from selfcascade.curation.record import Entry, Picture, Rejected, version_of_listing
+from selfcascade.curation.listing import Listing
+from selfcascade.curation.record import Entry, Picture, Rejected
 from selfcascade.curation.sources import Source, open_source
-from selfcascade.curation.splits import split_of
+from selfcascade.curation.splits import Split, split_of
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, entry_of, withdrawn
 
-_listed: dict[str, list[Entry]] = {}
+_listed: dict[str, Listing] = {}
 """The listing that this process made last, by its version: planning and staging in one process read the source once."""
 
 
@@ -42,7 +44,7 @@ def plan_curation(settings: CurationSettings, store: Store) -> CurationPlan:
         SettingsError: the source is missing, unreadable or holds no picture.
     """
     entries = _list(open_source(settings, store), settings, store)
-    listing = version_of_listing(entries)
+    listing = entries.version
     _listed.clear()
     _listed[listing] = entries
     artifact = _artifact(settings, store, listing)
@@ -76,13 +78,15 @@ def stage_listing(settings: CurationSettings, store: Store, plan: CurationPlan) 
     if entries is None:
         source = open_source(settings, store)
         entries = _list(source, settings, store)
-        if version_of_listing(entries) != plan.listing:
+        if entries.version != plan.listing:
             raise SettingsError(f"source: {source.label} changed after it was listed; let nothing write there meanwhile and run again")
-    marked = list(mark_duplicates(_check_captions(entries, settings.filters)))
+    marked = mark_duplicates(_check_captions(entries, settings.filters))
+    todo = set(plan.todo)
     there = {info.key for info in store.list(_slices(plan))}
-    for index in plan.todo:
-        if _slice_key(plan, index) not in there:
-            lines = b"".join(entry.to_line() for entry in marked[index * settings.shard_inputs : (index + 1) * settings.shard_inputs])
+    for index in range(plan.units):
+        part = list(islice(marked, settings.shard_inputs))
+        if index in todo and _slice_key(plan, index) not in there:
+            lines = b"".join(entry.to_line() for entry in part)
             store.put_cache(_slice_key(plan, index), hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines)
 
 
@@ -164,14 +168,17 @@ def curate(settings: CurationSettings, store: Store, *, workers: int = 1) -> Art
         return publish_curation(settings, store, plan)
 
 
-def _list(source: Source, settings: CurationSettings, store: Store) -> list[Entry]:
+def _list(source: Source, settings: CurationSettings, store: Store) -> Listing:
     """The listing; what was removed on request, and every equal picture, is rejected and loses its caption, so that the dataset has another version."""
-    entries = source.listing()
+    entries = Listing(source.listing())
     gone = withdrawn(store, f"datasets/{settings.name}")
     if not gone.keys and not gone.contents:
         return entries
     digests = {f"sha256:{content}" for content in gone.contents} | {entry.digest for entry in entries if entry.key in gone.keys and entry.digest}
-    return [replace(entry, caption=None, reason="removed on request") if entry.key in gone.keys or entry.digest in digests else entry for entry in entries]
+    return Listing(
+        replace(entry, caption=None, extra=None, reason="removed on request") if entry.key in gone.keys or entry.digest in digests else entry
+        for entry in entries
+    )
 
 
 def _keep(source: Source, entries: Iterable[Entry], settings: CurationSettings, rejected: dict[str, dict[str, Any]]) -> Iterator[tuple[Entry, Picture, str]]:
@@ -185,7 +192,7 @@ def _keep(source: Source, entries: Iterable[Entry], settings: CurationSettings, 
         except Rejected as rejection:
             rejected[entry.key] = _row(entry, settings, reason=rejection.reason)
         else:
-            yield entry, picture, split_of(entry.key, settings.tune, settings.test)
+            yield entry, picture, _split(entry, settings)
 
 
 def _row(entry: Entry, settings: CurationSettings, *, reason: str) -> dict[str, Any]:
@@ -195,10 +202,15 @@ def _row(entry: Entry, settings: CurationSettings, *, reason: str) -> dict[str, 
         "source": entry.source,
         "sha256": digest if kind == "sha256" else None,
         "caption": entry.caption,
-        "split": split_of(entry.key, settings.tune, settings.test),
+        "split": _split(entry, settings),
         "kept": False,
         "reason": reason,
+        "extra": entry.extra,
     }
+
+
+def _split(entry: Entry, settings: CurationSettings) -> Split:
+    return entry.split or split_of(entry.key, settings.tune, settings.test)
 
 
 def _check_captions(entries: Iterable[Entry], settings: FilterSettings) -> Iterator[Entry]:

@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
+from selfcascade.curation.splits import Split
 from selfcascade.settings import canonical_json
 
 
@@ -41,6 +43,10 @@ class Entry:
     caption: str | None
     reason: str | None = None
     """Why it is rejected already, if it is."""
+    split: Split | None = None
+    """The split that the source puts it in; None: drawn from the key."""
+    extra: dict[str, Any] | None = None
+    """What the source says of it beside the caption, as plain JSON values by name."""
 
     def rejected(self, reason: str) -> Entry:
         """The same input with a reason."""
@@ -48,7 +54,9 @@ class Entry:
 
     def to_line(self) -> bytes:
         """One line of JSON, equal for equal entries."""
-        return canonical_json([self.key, self.source, self.size, self.digest, self.caption, self.reason]) + b"\n"
+        fields = [self.key, self.source, self.size, self.digest, self.caption, self.reason]
+        more = [] if self.split is None and self.extra is None else [self.split, self.extra]
+        return canonical_json(fields + more) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Entry:

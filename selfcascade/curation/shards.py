@@ -36,6 +36,9 @@ SCHEMA = pa.schema(
 """Columns of a shard's table. ``sha256``, ``width`` and ``height`` describe the input (if it is rejected only the hash, where the listing has it);
 ``png_sha256`` is the stored picture's."""
 
+EXTRA = pa.field("extra", pa.string())
+"""Further column of the tables of a source that says more of its inputs than a caption: a JSON object."""
+
 COMPRESSION = 4
 """Of zlib. Beside Pillow's default, 6: a third to two thirds of the time on pictures full of detail, four fifths or more on flat drawings, and files up to 4 %
 larger."""
@@ -73,6 +76,8 @@ def write_tar(path: Path, samples: Iterable[tuple[Entry, Picture, str]]) -> None
                 "caption": entry.caption or "",
                 "split": split,
             }
+            if entry.extra is not None:
+                fields["extra"] = entry.extra
             add_member(tar, f"{entry.key}.json", canonical_json(fields))
             add_member(tar, f"{entry.key}.png", png_bytes(picture.image))
             add_member(tar, f"{entry.key}.txt", (entry.caption or "").encode())
@@ -120,8 +125,12 @@ def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], order: Iterable
     """
     kept = {fields["key"]: fields | {"kept": True, "reason": None, "png_sha256": hashlib.sha256(png).hexdigest()} for fields, png in read_tar(path)}
     rows = [kept.get(key) or rejected[key] for key in order]
+    schema = SCHEMA
+    if any(row.get("extra") is not None for row in rows):
+        schema = SCHEMA.append(EXTRA)
+        rows = [row | {"extra": None if row.get("extra") is None else canonical_json(row["extra"]).decode()} for row in rows]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
 
 

@@ -1,0 +1,135 @@
+"""A listing: every input of a source in the order of its keys, sorted on disk, so that memory stays flat however many there are."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from typing import IO
+
+from selfcascade.curation.record import Entry
+from selfcascade.settings import SettingsError
+
+RUN = 65_536
+"""Entries that are sorted in memory at a time."""
+
+
+class Listing:
+    """Entries sorted by key, in a temporary file that goes with this object. It can be read again and again.
+
+    Where entries share a key, the one whose line of JSON sorts first keeps it, whatever the order of the source; the others are rejected and take a suffix.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        """Sort ``entries``.
+
+        Args:
+            entries: in any order; each is looked at once.
+        """
+        self._count = 0
+        digest = hashlib.sha256()
+        self._file = tempfile.NamedTemporaryFile(prefix="selfcascade-")  # noqa: SIM115 it lives as long as the listing
+        for line in _settled(entries):
+            digest.update(line)
+            self._file.write(line)
+            self._count += 1
+        self._file.flush()
+        self._version = digest.hexdigest()
+
+    @property
+    def version(self) -> str:
+        """See :func:`selfcascade.curation.record.version_of_listing`."""
+        return self._version
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Entry]:
+        with open(self._file.name, "rb") as file:
+            for line in file:
+                yield Entry.from_line(line)
+
+
+def _settled(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """Lines by key, each key once."""
+    with ExitStack() as stack:
+        again: list[bytes] = []
+        late = stack.enter_context(_Sorter())
+        with _Sorter() as sorter:
+            sorter.add(entry.to_line() for entry in entries)
+            once = stack.enter_context(tempfile.TemporaryFile(prefix="selfcascade-"))
+            holder: Entry | None = None
+            repeats = 0
+            for line in sorter.lines():
+                # Keys hold no character that sorts below the quote that ends them, so lines sort as their keys do; only equal starts are worth a parse.
+                start = line[: line.index(b'"', 2) + 1]
+                if holder is None or start != f'["{holder.key}"'.encode():
+                    holder, repeats = Entry.from_line(line), 0
+                    once.write(line)
+                    continue
+                repeats += 1
+                again.append(_renamed(Entry.from_line(line), holder, repeats).to_line())
+                if len(again) == RUN:
+                    late.add(again)
+                    again.clear()
+        late.add(again)
+        once.seek(0)
+        last = b""
+        for line in heapq.merge(once, late.lines()):
+            start = line[: line.index(b'"', 2)]
+            if start == last:
+                raise SettingsError(f"source: two inputs would have the key {start[2:].decode()!r}; give them keys that differ")
+            last = start
+            yield line
+
+
+def _renamed(entry: Entry, holder: Entry, repeats: int) -> Entry:
+    # The number tells lines apart that are equal in everything; its order is that of the sorted lines.
+    suffix = hashlib.sha256(entry.to_line() + b"%d" % repeats).hexdigest()[:12]  # with it a key of 80 characters still fits a tar
+    reason = f"duplicate of {holder.key}" if entry.source == holder.source else f"key taken: {holder.key} is that of {holder.source} too"
+    return replace(entry, key=f"{entry.key[:80]}-{suffix}", reason=entry.reason or reason)
+
+
+class _Sorter:
+    """Lines sorted in runs, each in a temporary file, and merged."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._runs: list[IO[bytes]] = []
+
+    def __enter__(self) -> _Sorter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, lines: Iterable[bytes]) -> None:
+        remaining = iter(lines)
+        while run := sorted(islice(remaining, RUN)):
+            self._write(run)
+            if len(self._runs) == 128:  # so that the number of open files is bounded too
+                merged = self._merge()
+                self._stack.close()
+                self._stack.enter_context(merged)
+                self._runs = [merged]
+
+    def lines(self) -> Iterator[bytes]:
+        for file in self._runs:
+            file.seek(0)
+        return heapq.merge(*self._runs)
+
+    def _merge(self) -> IO[bytes]:
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="selfcascade-"))
+            file.writelines(self.lines())
+            stack.pop_all()
+        return file
+
+    def _write(self, run: Iterable[bytes]) -> None:
+        file = self._stack.enter_context(tempfile.TemporaryFile(prefix="selfcascade-"))  # noqa: SIM115 the stack closes it
+        file.writelines(run)
+        self._runs.append(file)
