@@ -46,8 +46,8 @@ def test_a_resumed_run_whose_settings_changed_is_refused(fresh: Callable[[], Sto
         plan_adaptation(changed, store)
     assert str(refused.value) == (
         f"upsamplers/changed@{version[:12]} is at step 2 of 6 and was begun with other settings: lr 0.01 there, 0.003 here, "
-        "and snr_gamma unset there, 5.0 here, and upsampler.shared False there, True here; go on with those of that run, set adaptation.name to train beside it, "
-        "or adaptation.restart=true to give it up and delete its checkpoints"
+        "and snr_gamma unset there, 5.0 here, and upsampler.shared False there, True here; go on with those of that run, "
+        "set adaptation.name to train beside it, or adaptation.restart=true to give it up and delete its checkpoints"
     )
     assert {info.key for info in store.list("")} == before
     done: list[int] = []
