@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfcascade.cascade.pipeline import SelfCascadePipeline
+    from selfcascade.curation.streaming import StreamedDataset
 
-__all__ = ["SelfCascadePipeline"]
+__all__ = ["SelfCascadePipeline", "StreamedDataset"]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from selfcascade.cascade.pipeline import SelfCascadePipeline
 
         return SelfCascadePipeline
+    if name == "StreamedDataset":
+        from selfcascade.curation.streaming import StreamedDataset
+
+        return StreamedDataset
     raise AttributeError(f"module 'selfcascade' has no attribute {name!r}")

@@ -77,7 +77,34 @@ class TwemojiSource(Settings):
     limit: int | None = Field(None, ge=1, description="keep so many emoji, a fixed sample; unset: all")
 
 
-Source = Annotated[FolderSource | S3Source | TwemojiSource, Field(discriminator="kind")]
+class UrlsSource(Settings):
+    """Pictures of the web: a table with a URL a row, fetched politely."""
+
+    kind: Literal["urls"] = Field("urls", description="pictures by URL; needs the extra http")
+    path: str = where(description="table of URLs (parquet, csv, tsv, jsonl), or folder of such tables; a path or s3://bucket/key")
+    url: str = Field("url", description="column with the URL")
+    caption: str | None = Field("caption", description="column with the caption; unset: there are none")
+    key: str | None = Field(None, description="column with the key; unset: 32 digits of the SHA-256 of the URL")
+    sha256: str | None = Field(None, description="column with the SHA-256 that the content must have; unset: any")
+    carry: tuple[str, ...] = Field((), description="further columns that go into the shards, under extra")
+    concurrency: int = where(64, description="downloads at a time in each worker", ge=1, le=4096)
+    per_host: int = where(8, description="downloads at a time from one host in each worker", ge=1, le=4096)
+    retries: int = where(3, description="further tries of what may pass: status 408, 429 and 5xx, broken connections, timeouts", ge=0, le=20)
+    backoff_seconds: float = where(1.0, description="wait before the second try; doubles with each, unless Retry-After asks for more", ge=0, le=60)
+    connect_seconds: float = where(10.0, description="longest wait for a connection", gt=0)
+    read_seconds: float = where(30.0, description="longest wait for the next bytes", gt=0)
+    total_seconds: float = where(120.0, description="longest time of one try, redirects included", gt=0)
+    redirects: int = Field(5, ge=0, le=20, description="redirects that are followed, each checked like the URL itself")
+    max_mb: int = Field(64, ge=1, le=1024, description="larger files, packed or unpacked, are refused, in MiB")
+    user_agent: str = where("selfcascade (dataset curation)", description="what servers are told that asks", min_length=1, pattern=r"^[\x20-\x7e]+$")
+    robots: tuple[str, ...] = Field(
+        ("noai", "noimageai", "noindex", "noimageindex"), description="X-Robots-Tag directives that keep a picture out; empty: none is looked at"
+    )
+    robots_token: str = Field("selfcascade", description="name under which X-Robots-Tag may address this software alone")
+    allow_private: bool = Field(False, description="private, loopback and link-local addresses may be asked too")
+
+
+Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource, Field(discriminator="kind")]
 
 
 class FilterSettings(Settings):

@@ -92,7 +92,7 @@ def _beside(tree: Tree, pictures: Sequence[File], others: Sequence[File]) -> Ite
         if file.size > LARGEST_TXT:
             return Caption(problem=f"caption unreadable: {file.name} has more than {LARGEST_TXT} bytes")
         try:
-            return _caption(tree.read(file).decode("utf-8-sig"), file.name)
+            return caption_of(tree.read(file).decode("utf-8-sig"), file.name)
         except UnicodeDecodeError:
             return Caption(problem=f"caption encoding: {file.name} is not UTF-8")
         except OSError:
@@ -117,7 +117,7 @@ def _rows_of_jsonl(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
         name = next((row[column] for column in NAME_COLUMNS if column in row), None) if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise SettingsError(f"caption file {tree.label}/{place} names no picture; give it a {NAME_COLUMNS[0]!r}")
-        yield _relative(name), _caption(next((row[column] for column in TEXT_COLUMNS if column in row), None), place)
+        yield _relative(name), caption_of(next((row[column] for column in TEXT_COLUMNS if column in row), None), place)
 
 
 def _rows_of_parquet(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
@@ -138,7 +138,7 @@ def _rows_of_parquet(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
             number += 1
             if not isinstance(name, str):
                 raise SettingsError(f"caption file {tree.label}/{place} names no picture; fill the column {name_column!r} with text")
-            yield _relative(name), _caption(text, place)
+            yield _relative(name), caption_of(text, place)
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -149,7 +149,8 @@ def _values(column: pa.Array) -> list[Any]:
     return values
 
 
-def _caption(text: Any, place: str) -> Caption:
+def caption_of(text: Any, place: str) -> Caption:
+    """The caption that a table holds at ``place``."""
     if text is None:
         return Caption()
     if not isinstance(text, str):

@@ -21,7 +21,7 @@ from selfcascade.curation import filters, shards
 from selfcascade.curation.duplicates import mark_duplicates
 from selfcascade.curation.listing import Listing
 from selfcascade.curation.record import Entry, Picture, Rejected
-from selfcascade.curation.sources import Source, open_source
+from selfcascade.curation.sources import Source, fetching, open_source
 from selfcascade.curation.splits import Split, split_of
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, entry_of, withdrawn
@@ -106,7 +106,9 @@ def curate_unit(settings: CurationSettings, store: Store, plan: CurationPlan, in
     rejected: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
         path = Path(folder, shards.tar_name(index))
-        shards.write_tar(path, _keep(open_source(settings, store), entries, settings, rejected))
+        source = open_source(settings, store)
+        with fetching(source, entries):
+            shards.write_tar(path, _keep(source, entries, settings, rejected))
         stored = artifact.put(shards.tar_name(index), path)
         if stored.sha256 != entry_of(stored.key, path).sha256:
             # Another writer was first, with a decoder that gives other bytes: its pictures are the dataset's, and the table must describe them.

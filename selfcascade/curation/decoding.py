@@ -34,8 +34,8 @@ def format_of_name(name: str) -> str | None:
     return FORMATS.get(extension.lower()) if dot else None
 
 
-def open_picture(data: bytes, name: str, *, max_pixels: int) -> Image.Image:
-    """Read the header of ``data`` and refuse what must not be decoded. No pixel is decoded yet.
+def open_picture(data: bytes, name: str | None, *, max_pixels: int) -> Image.Image:
+    """Read the header of ``data`` and refuse what must not be decoded. No pixel is decoded yet. Without a ``name`` nothing is promised.
 
     Raises:
         Rejected: empty, unreadable, too many pixels, mislabelled, animated, CMYK, 16-bit, or another mode that has no plain way to RGB.
@@ -50,8 +50,8 @@ def open_picture(data: bytes, name: str, *, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise Rejected(f"too many pixels: {width}x{height}, filters.max_pixels is {max_pixels}")
-    promised, found = format_of_name(name), "JPEG" if image.format == "MPO" else image.format
-    if promised != found:
+    found = "JPEG" if image.format == "MPO" else image.format
+    if name is not None and (promised := format_of_name(name)) != found:
         raise Rejected(f"mislabelled: the name promises {promised}, the file holds {found}")
     with _reasons("unreadable: the header is damaged"):
         # A camera's MPO holds further views behind the picture; it is no animation.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
 
 from botocore.exceptions import ClientError
 
@@ -52,13 +53,30 @@ class PrefixTree:
         with self._one_line(f"{self.uri}/{file.name}"):
             try:
                 found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
-                with found["Body"] as body:
+                with closing(found["Body"]) as body:
                     return body.read()
             except ClientError as error:
                 if code_of(error) in UNMET | MISSING:
                     raise SourceChanged(self.label, file.name) from None
                 if status_of(error) == 403:
                     raise PermissionError(13, "access denied") from None
+                raise
+
+    def copy(self, file: File, path: Path) -> None:
+        """The content into a file of this machine, a part in memory at a time.
+
+        Raises:
+            SourceChanged: the object is not the one that was listed.
+        """
+        with self._one_line(f"{self.uri}/{file.name}"), path.open("wb") as target:
+            try:
+                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
+                with closing(found["Body"]) as body:
+                    for chunk in body.iter_chunks(2**20):
+                        target.write(chunk)
+            except ClientError as error:
+                if code_of(error) in UNMET | MISSING:
+                    raise SourceChanged(self.label, file.name) from None
                 raise
 
     def _one_line(self, what: str) -> AbstractContextManager[None]:

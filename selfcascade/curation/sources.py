@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, cast
 
-from selfcascade.config import CurationSettings, FolderSource, S3Source
-from selfcascade.curation import filters
+from selfcascade.config import CurationSettings, FolderSource, S3Source, UrlsSource
 from selfcascade.curation.captions import Caption, Kind, captions_of
-from selfcascade.curation.decoding import FORMATS, fit, format_of_name, open_picture, to_rgb
+from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
 from selfcascade.curation.keys import keys_of
+from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.s3prefix import PrefixTree
 from selfcascade.curation.tree import File, SourceChanged, Tree
 from selfcascade.curation.twemoji import Twemoji
 from selfcascade.settings import SettingsError
-from selfcascade.storage import Store
+from selfcascade.storage import Store, withdrawn
 
 LARGEST_FILE = 2**30
 """Bytes of a picture file above which it is rejected unread."""
@@ -32,8 +33,8 @@ class Source(Protocol):
     def label(self) -> str:
         """How messages name it."""
 
-    def listing(self) -> list[Entry]:
-        """Every input, sorted by key; no pixel is decoded.
+    def listing(self) -> Iterable[Entry]:
+        """Every input, in any order; no pixel is decoded.
 
         Raises:
             SettingsError: the source is missing, unreadable or holds no picture.
@@ -55,7 +56,17 @@ def open_source(settings: CurationSettings, store: Store) -> Source:
         return FileSource(FolderTree(source.path), source.captions)
     if isinstance(source, S3Source):
         return FileSource(PrefixTree(source.uri, store), source.captions)
+    if isinstance(source, UrlsSource):
+        from selfcascade.curation.urls import UrlSource  # its HTTP library is an extra
+
+        return UrlSource(source, store, withdrawn(store, f"datasets/{settings.name}").contents)
     return Twemoji(source)
+
+
+def fetching(source: Source, entries: Iterable[Entry]) -> AbstractContextManager[None]:
+    """Around the pictures of one unit: a source that fetches ahead does so within."""
+    ahead = getattr(source, "fetching", None)
+    return nullcontext() if ahead is None else cast(AbstractContextManager[None], ahead(entries))
 
 
 class FileSource:
@@ -92,13 +103,9 @@ class FileSource:
             data = self.tree.read(File(entry.source, entry.size, expected if kind == "etag" else None))
         except FileNotFoundError:
             raise SourceChanged(self.label, entry.source) from None
-        sha256 = hashlib.sha256(data).hexdigest()
-        if kind == "sha256" and sha256 != expected:
+        if kind == "sha256" and hashlib.sha256(data).hexdigest() != expected:
             raise SourceChanged(self.label, entry.source)
-        image = open_picture(data, entry.source, max_pixels=settings.filters.max_pixels)
-        filters.check_shape(*image.size, settings.filters, size=settings.size)
-        upright = to_rgb(image)
-        return Picture(fit(upright, settings.size), upright.width, upright.height, sha256)
+        return picture_of(data, entry.source, settings)
 
     def _digests(self, pictures: Sequence[File]) -> Iterator[str]:
         def digest(file: File) -> str:

@@ -95,6 +95,8 @@ def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterat
             raise Conflict(f"{what}: another writer was first") from None
         if code in BUSY:
             raise Conflict(f"{what}: another writer is at it at this moment; run again") from None
+        if code == "InvalidRange" or status == 416:
+            raise IntegrityError(f"{what} is shorter than what was committed; restore it from a copy, or delete it and run its stage again") from None
         if code in MISSING or status == 404:
             raise NotFound(f"{what} does not exist in {where}") from None
         if code in DENIED or status == 403:

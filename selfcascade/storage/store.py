@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -132,10 +131,10 @@ class Store:
             self._compare(key, hashlib.sha256(data).hexdigest(), expected)
         return data, found[0]["ETag"]
 
-    def stream(self, key: str, *, found: builtins.list[dict[str, Any]] | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, *, found: builtins.list[dict[str, Any]] | None = None, span: tuple[int, int] | None = None) -> Iterator[bytes]:
         """The bytes of an object in chunks of at most 1 MiB, unchecked; a connection that breaks is taken up where it broke.
 
-        ``found``, when given, receives what the store says of the object.
+        ``found``, when given, receives what the store says of the object; ``span`` is the first byte wanted and the one after the last.
         """
         self._objects.must_exist(key)
 
@@ -145,7 +144,7 @@ class Store:
                 found[:] = [reply]
             return reply
 
-        return resumed(get, lambda: self._connection.reading(self._objects.named(key)))
+        return resumed(get, lambda: self._connection.reading(self._objects.named(key)), span)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         """Stream an object to ``path``, which appears whole and checked or not at all.
@@ -173,14 +172,7 @@ class Store:
         if start >= end:
             return b""
         first, last = start // BLOCK, (end - 1) // BLOCK
-        span = f"bytes={first * BLOCK}-{min((last + 1) * BLOCK, entry.size) - 1}"
-
-        def get() -> bytes:
-            with closing(self.client.get_object(**self._objects.address(entry.key), Range=span)["Body"]) as body:
-                return body.read()
-
-        self._objects.must_exist(entry.key)
-        data = self.call(entry.key, get)
+        data = b"".join(self.stream(entry.key, span=(first * BLOCK, min((last + 1) * BLOCK, entry.size))))
         for number in range(first, last + 1):
             block = data[(number - first) * BLOCK : (number - first + 1) * BLOCK]
             self._compare(entry.key, entry_of(entry.key, block).sha256, entry.blocks[number], part=f" in block {number}")

@@ -15,19 +15,25 @@ BREAKS = 3
 """Broken connections that one download survives."""
 
 
-def resumed(get: Callable[[dict[str, Any]], dict[str, Any]], reading: Callable[[], AbstractContextManager[None]]) -> Iterator[bytes]:
+def resumed(
+    get: Callable[[dict[str, Any]], dict[str, Any]],
+    reading: Callable[[], AbstractContextManager[None]],
+    span: tuple[int, int] | None = None,
+) -> Iterator[bytes]:
     """Chunks of a body of at most 1 MiB.
 
     Args:
-        get: sends the request with more arguments (a range, once a connection broke) and returns the reply.
+        get: sends the request with more arguments (a range, where only a span is wanted or once a connection broke) and returns the reply.
         reading: what turns an error while the body is read into a :class:`StoreError`.
+        span: first byte and the one after the last; all of the body by default.
 
     Raises:
         StoreUnreachable: the connection broke too often.
         Conflict: the object was replaced meanwhile.
     """
-    done, breaks = 0, 0
-    more: dict[str, Any] = {}
+    done, breaks = (0 if span is None else span[0]), 0
+    last = "" if span is None else str(span[1] - 1)
+    more: dict[str, Any] = {} if span is None else {"Range": f"bytes={done}-{last}"}
     while True:
         reply = get(more)
         try:
@@ -40,7 +46,7 @@ def resumed(get: Callable[[dict[str, Any]], dict[str, Any]], reading: Callable[[
             breaks += 1
             if breaks > BREAKS:
                 raise
-            more = {"Range": f"bytes={done}-", "IfMatch": reply["ETag"]}
+            more = {"Range": f"bytes={done}-{last}", "IfMatch": reply["ETag"]}
 
 
 @contextmanager
