@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from selfcascade.settings import Settings, where
+from selfcascade.settings import Settings, later, where
 
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -107,6 +107,9 @@ class UrlsSource(Settings):
 Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource, Field(discriminator="kind")]
 
 
+Shape = Literal["square", "keep"]
+
+
 class FilterSettings(Settings):
     """What is rejected, with the reason kept in the table of the shard."""
 
@@ -123,7 +126,8 @@ class CurationSettings(Settings):
 
     name: Name = where("pictures", description="name of the dataset artifact")
     source: Source = Field(TwemojiSource(), description="where pictures and captions come from")
-    size: int = Field(256, ge=8, le=16384, multiple_of=8, description="side of the stored square pictures: cover, then centre crop, never enlarged")
+    size: int = Field(256, ge=8, le=16384, multiple_of=8, description="shorter side of the stored pictures in pixels; none is enlarged")
+    shape: Shape = later("square", description="square: the centre is cropped; keep: the whole picture in its own shape, for adaptation.buckets")
     filters: FilterSettings = FilterSettings()
     tune: float = Field(0.1, ge=0, lt=1, description="share of keys in the tune split")
     test: float = Field(0.1, ge=0, lt=1, description="share of keys in the test split")
@@ -294,6 +298,9 @@ class AdaptationSettings(Settings):
     dataset: str = where("datasets/pictures", description="dataset artifact: kind/name, or kind/name@version")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")
     size: int = Field(256, ge=64, multiple_of=8, description="side of the target pictures in pixels; the pivot has half of it")
+    buckets: float | None = later(
+        None, gt=1, le=16, description="largest ratio of the sides of targets, each picture at the size of about size x size nearest to its own; unset: square"
+    )
     trainable: Literal["upsampler", "latent-upscaler", "lora", "full"] = Field(
         "upsampler",
         description="upsampler: artifact upsamplers/NAME, for method tuned; latent-upscaler: upscalers/NAME, for upscale learned and latent-sr;"
@@ -336,6 +343,9 @@ class AdaptationSettings(Settings):
     gradient_checkpointing: bool = where(
         False, description="blocks of UNet and upsampler are computed again for the backward pass, not kept: less memory, more time, the same bits"
     )
+    processes: int = where(
+        1, ge=1, le=64, description="processes that share a step's batch, on CUDA one GPU each: the same to float tolerance; 1: the worker alone"
+    )
     restart: bool = where(False, description="an unfinished run of this name with other settings is given up, its checkpoints deleted; else it is refused")
     tensorboard: Path | None = where(None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard")
     compute: ComputeSettings = ComputeSettings(threads=2)
@@ -350,6 +360,10 @@ class AdaptationSettings(Settings):
     def _parts_are_equal(self) -> AdaptationSettings:
         if self.batch % self.accumulation:
             raise ValueError(f"batch={self.batch} does not divide into accumulation={self.accumulation} equal parts; change either")
+        if self.batch % (self.accumulation * self.processes):
+            raise ValueError(
+                f"batch={self.batch} does not divide into accumulation={self.accumulation} equal parts for each of processes={self.processes}; change any"
+            )
         return self
 
 

@@ -30,6 +30,11 @@ def where(default: Any = ..., *, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"where": True}, **constraints)
 
 
+def later(default: Any, *, description: str, **constraints: Any) -> Any:
+    """A field that says what is computed and that came after runs were published: at its default it enters no digest, so that they keep their address."""
+    return Field(default, description=description, json_schema_extra={"later": True}, **constraints)
+
+
 class Settings(BaseModel):
     """Frozen, closed model. Fields say *what* is computed unless they are declared with :func:`where`."""
 
@@ -40,7 +45,11 @@ class Settings(BaseModel):
 
     def what(self) -> dict[str, Any]:
         """The fields that shape the result, nested, as plain JSON values, with the stage's ``FORMAT``."""
-        fields = {name: getattr(self, name) for name, field in type(self).model_fields.items() if not _is_where(field)}
+        fields = {
+            name: value
+            for name, field in type(self).model_fields.items()
+            if not (_has(field, "where") or ((value := getattr(self, name)) == field.default and _has(field, "later")))
+        }
         return {"format": self.FORMAT} | {name: _plain(value) for name, value in fields.items()}
 
     def digest(self) -> str:
@@ -75,9 +84,9 @@ class Settings(BaseModel):
             raise SettingsError(_one_line(error, origin)) from None
 
 
-def _is_where(field: Any) -> bool:
+def _has(field: Any, mark: str) -> bool:
     extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("where"))
+    return isinstance(extra, dict) and bool(extra.get(mark))
 
 
 def _plain(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prefect import task
+from prefect import get_run_logger, task
 
-from selfcascade.adaptation.adapt import AdaptationPlan, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.adapt import AdaptationPlan, encode_unit, plan_adaptation, publish_adaptation, train_and_tell
+from selfcascade.adaptation.rank_group import RankLine
 from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.config import AdaptationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import Artifact, ArtifactRef, Store, resolve
@@ -47,16 +48,22 @@ def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, 
 
 @task(name="train-upsampler", task_run_name="train {settings.name}", tags=["adapt"], **NETWORK)
 def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
-    """The optimizer steps that are left, in a worker process; losses, speed, memory and previews are shown while it trains."""
-    held = opened(store)
+    """The optimizer steps that are left, in a worker process; losses, speed, memory and previews are shown while it trains.
+
+    With several ``settings.processes`` the worker is their parent, and what they write is in the log of this task.
+    """
+    held, log = opened(store), get_run_logger()
     with StageProgress("train", settings.name, start=plan.step, total=plan.steps, what="steps") as progress:
 
-        def report(reached: TrainingStep) -> None:
+        def report(reached: TrainingStep | RankLine) -> None:
+            if isinstance(reached, RankLine):
+                log.info("%s", reached)
+                return
             progress.reach(reached.step, note=how_it_goes(reached), seconds_left=reached.seconds_left)
             if reached.preview is not None:
                 show_sheet("train", settings.name, held.read(reached.preview), title=f"{settings.name} at step {reached.step} of {reached.steps}")
 
-        measured = workers(execution.workers).run(train_upsampler, settings, held, plan, report=report, tries=execution.retries + 1)
+        measured = workers(execution.workers).run(train_and_tell, settings, held, plan, report=report, tries=execution.retries + 1)
     return UnitCost.of(len(plan.shards), measured, measured.value)
 
 

@@ -16,7 +16,9 @@ from selfcascade.adaptation.folder import put_folder
 from selfcascade.adaptation.latent_error import latent_errors
 from selfcascade.adaptation.objective import NoiseObjective
 from selfcascade.adaptation.preview import Previewer, preview_specs
-from selfcascade.adaptation.requirements import check_dataset, check_packages, check_precision, enough_memory, stage_of
+from selfcascade.adaptation.rank_group import RankGroup, RankLine, log_line
+from selfcascade.adaptation.ranks import ALONE, Ranks
+from selfcascade.adaptation.requirements import buckets_of, check_dataset, check_packages, check_precision, check_processes, enough_memory, stage_of
 from selfcascade.adaptation.start import trainer_of
 from selfcascade.adaptation.tensorboard_log import TensorBoardLog, check_tensorboard
 from selfcascade.adaptation.training_run import TrainingRun, TrainingStep
@@ -27,6 +29,7 @@ from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.config import AdaptationSettings
 from selfcascade.generation.models import resolve_device
+from selfcascade.generation.precision import warn_of_slow_precision
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Kind, Plan, Store, resolve
@@ -84,6 +87,7 @@ def plan_adaptation(settings: AdaptationSettings, store: Store, *, device: str =
     check_packages(settings)
     check_tensorboard(settings)
     check_precision(settings, chosen)
+    check_processes(settings, chosen)
     check_dataset(settings, dataset)
     check_early_stop(settings, dataset)
     stage_of(settings, base)
@@ -125,14 +129,21 @@ def encode_unit(settings: AdaptationSettings, store: Store, plan: AdaptationPlan
             encode_shard(store, dataset, plan.shards[unit], Encoder(_pipeline(base, torch.float32, plan.device), recipe))
 
 
-def train_upsampler(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, progress: Callable[[TrainingStep], None] | None = None) -> int:
+def train_upsampler(
+    settings: AdaptationSettings,
+    store: Store,
+    plan: AdaptationPlan,
+    progress: Callable[[TrainingStep], None] | None = None,
+    heard: Callable[[RankLine], None] = log_line,
+) -> int:
     """Train to the last step, from the newest checkpoint if there is one, and leave the final state as a checkpoint.
 
     Args:
-        settings: of the run.
+        settings: of the run; with several ``processes`` they are started, and ended, here.
         store: holds latents (missing ones are made first) and checkpoints.
         plan: of these settings.
         progress: called every ``settings.log_steps`` steps, at every preview and at the last step.
+        heard: called with what several processes write to standard output and error.
 
     Returns:
         The steps that were done in this call.
@@ -140,28 +151,51 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
     Raises:
         Diverged: the loss is not finite; earlier checkpoints are kept.
         Preempted: SIGTERM came, and whoever handled it before goes on; the last step is stored.
-        SettingsError: the base changed since the plan was made, or the memory does not suffice.
+        SettingsError: the base changed since the plan was made, the memory does not suffice, or one of several processes was ended from outside.
+        RankFailed: one of several processes met an error that nobody foresaw; names it.
     """
     if plan.published:
         return 0
+    warn_of_slow_precision("adaptation.compute.dtype", settings.compute.dtype, torch.device(plan.device))
     base = _base(settings, store, plan)
     artifact = _artifact(settings, store, _dataset(store, plan), base)
     if settings.restart:
         give_up_unfinished(artifact)
     leave_record(artifact)
+    telling = progress or (lambda reached: None)
+    if settings.processes == 1:
+        return _train(settings, store, plan, ranks=ALONE, progress=telling)
+    device = torch.device(plan.device)
+    check_processes(settings, device)
+    group = RankGroup(settings.processes, device, threads=settings.compute.threads, heard=heard)
+    steps: int = group.run(_train, settings, store, plan, progress=telling)
+    return steps
+
+
+def train_and_tell(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, progress: Callable[[TrainingStep | RankLine], None]) -> int:
+    """As :func:`train_upsampler`, with one ear for both that it calls."""
+    return train_upsampler(settings, store, plan, progress, heard=progress)
+
+
+def _train(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, *, ranks: Ranks, progress: Callable[[TrainingStep], None]) -> int:
+    """What each rank does. The first one starts, from a checkpoint or from nothing, and the others take over its state."""
+    base = _base(settings, store, plan)
     with torch_threads(settings.compute.threads), enough_memory(settings, remedy=f"lower the batch, raise accumulation, or use {LEANER[settings.trainable]}"):
-        latents = _latents(settings, store, plan, base)
+        with ranks.after_first():
+            latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
         pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
-        trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device))
+        trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device), ranks)
         run = TrainingRun(trainer)
-        newest = checkpoints.newest()
+        newest = checkpoints.newest() if ranks.first else None
         if newest is not None:
             run.restore(newest)
-        elif isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
+        elif ranks.first and isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
             fit_basis(trainer.objective, latents)
+        run.share()
         previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
-        with TensorBoardLog(settings, version=plan.ref.version, step=trainer.step) as board:
+        watched = settings if ranks.first else settings.model_copy(update={"tensorboard": None})
+        with TensorBoardLog(watched, version=plan.ref.version, step=trainer.step) as board:
 
             def preview() -> str:
                 key, sheet = _preview_key(plan, f"step-{trainer.step:06d}.png"), previewer.sheet(trainer.averaged(), step=trainer.step)
@@ -169,7 +203,7 @@ def train_upsampler(settings: AdaptationSettings, store: Store, plan: Adaptation
                 board.picture(trainer.step, "previews", sheet)
                 return key
 
-            return run.train(checkpoints, board, preview=preview if previewer.specs else None, progress=progress or (lambda reached: None))
+            return run.train(checkpoints, board, preview=preview if previewer.specs else None, progress=progress)
 
 
 def publish_adaptation(settings: AdaptationSettings, store: Store, plan: AdaptationPlan) -> ArtifactRef:
@@ -245,7 +279,7 @@ def _pipeline(base: ResolvedBase, dtype: torch.dtype, device: str) -> SelfCascad
 
 
 def _recipe(settings: AdaptationSettings, base: ResolvedBase, device: str) -> Recipe:
-    return Recipe.here(base=base.version, size=settings.size, device=device)
+    return Recipe.here(base=base.version, size=settings.size, device=device, buckets=buckets_of(settings, base))
 
 
 def _dataset(store: Store, plan: AdaptationPlan) -> Artifact:

@@ -29,7 +29,7 @@ def fit_basis(objective: NoiseObjective, latents: LatentCache) -> None:
     with objective.held(), torch.autocast(objective.device.type, dtype, enabled=dtype != torch.float32):
         for key, t in zip(chosen, times, strict=True):
             sample = latents.batch([key]).to(objective.device)
-            conditioning = sample.text.of_stage((settings.size, settings.size))
+            conditioning = sample.conditioning(settings.size)
             features = pivot_features(objective.unet, sample.pivot, t.to(objective.device), sample.text.text, inject=config.inject, **conditioning)
             for seen, feature in zip(found, features, strict=True):
                 seen.add(feature)

@@ -3,7 +3,7 @@
 Every step of Algorithm 1 needs E(x), E(Downsample(x)) and the text embedding of the caption, and none of them changes while the upsampler trains. They are
 kept in the store, one object a dataset shard, under ``cache/latents/<recipe>/<shard>.safetensors``: the recipe is the digest of all that shapes the bytes,
 the shard the SHA-256 of the dataset shard, so that versions of a dataset share the latents of the shards that they share. Inside, a tensor carries its
-sample's key in its name: nothing is matched by position.
+sample's key in its name: nothing is matched by position. Its shape says which bucket the sample is in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 
 import diffusers
 import numpy as np
@@ -24,9 +24,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from selfcascade.adaptation.buckets import bucket_of
 from selfcascade.adaptation.tensorfile import TensorFile, open_tensor_file, written_tensor_file
 from selfcascade.cascade.conditioning import Conditioning, encode
 from selfcascade.cascade.pipeline import SelfCascadePipeline
+from selfcascade.cascade.schedule import Size
 from selfcascade.curation.shards import read_tar
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError, digest_of
@@ -62,20 +64,22 @@ class Recipe:
     """Filter that brings a larger picture to the target, before the centre crop."""
     halve: str = "area"
     """Antialiasing filter of Downsample(x): the mean of 2 x 2 pixels."""
+    buckets: tuple[Size, ...] = ()
+    """Heights and widths of the targets in pixels; a picture goes to the one nearest in aspect ratio. None: the square."""
     format: int = 1
 
     @classmethod
-    def here(cls, *, base: str, size: int, device: str) -> Self:
-        """The recipe by which this machine encodes on ``device``."""
+    def here(cls, *, base: str, size: int, device: str, **settings: Any) -> Self:
+        """The recipe by which this machine encodes on ``device``; ``settings`` are further fields."""
         kind = torch.device(device).type
         hardware = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability() if kind == "cpu" else kind
         versions = (torch.__version__, diffusers.__version__, transformers.__version__)
-        return cls(base=base, size=size, device=kind, hardware=hardware, versions=tuple(str(version) for version in versions))
+        return cls(base=base, size=size, device=kind, hardware=hardware, versions=tuple(str(version) for version in versions), **settings)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe."""
-        return digest_of(asdict(self))
+        """SHA-256 of the recipe; buckets are left out where there are none, so that latents from before there were any keep their address."""
+        return digest_of({name: value for name, value in asdict(self).items() if value != ()})
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,15 @@ class Batch:
     """(B, C, H/2, W/2), scaled."""
     text: Conditioning
     """Of the captions, (B, L, D)."""
+    ids: Tensor | None = None
+    """SDXL's size ids of pictures in buckets, (B, 6): height and width of the picture, top and left of the crop, height and width of the target."""
+
+    def conditioning(self, size: int) -> dict[str, Any]:
+        """Keyword arguments of the UNet for these samples; where they have no size ids of their own, those of a stage of ``size`` pixels a side."""
+        given = self.text.of_stage((size, size))
+        if self.ids is not None:
+            given["added_cond_kwargs"]["time_ids"] = self.ids.to(self.text.text.dtype)
+        return given
 
     def without_captions(self, dropped: Tensor, empty: Conditioning) -> Batch:
         """The empty caption where ``dropped``, (B,) bool, is set. ``empty`` holds one sample."""
@@ -98,7 +111,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on ``device``; to a GPU from pinned memory, so that the copy overlaps with what runs there."""
         pooled = None if self.text.pooled is None else moved(self.text.pooled, device)
-        return Batch(moved(self.target, device), moved(self.pivot, device), Conditioning(moved(self.text.text, device), pooled))
+        ids = None if self.ids is None else moved(self.ids, device)
+        return Batch(moved(self.target, device), moved(self.pivot, device), Conditioning(moved(self.text.text, device), pooled), ids)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -121,11 +135,19 @@ class Encoder:
     def latents(self, picture: NDArray[np.uint8]) -> dict[str, Tensor]:
         """``target`` and ``pivot`` of a picture, (H, W, 3) uint8: E(x) and E(Downsample(x)), (C, h, w) float32, scaled.
 
+        With buckets those of the picture's bucket, and for SDXL its size ``ids``, (6,) float32.
+
         Raises:
             SettingsError: the picture is smaller than the target.
         """
-        pixels = torch.from_numpy(_cover(picture, self.recipe.size)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return {"target": self._encode(pixels), "pivot": self._encode(avg_pool2d(pixels, 2))}
+        recipe, size = self.recipe, (picture.shape[0], picture.shape[1])
+        target = bucket_of(size, recipe.buckets) if recipe.buckets else (recipe.size, recipe.size)
+        if target is None:
+            raise SettingsError(f"{size[1]}x{size[0]} pixels cover no bucket of adaptation.size={recipe.size}; lower it, or curate bigger pictures")
+        covered, corner = _cover(picture, target)
+        pixels = torch.from_numpy(covered).permute(2, 0, 1)[None].float() / 127.5 - 1
+        made = {"target": self._encode(pixels), "pivot": self._encode(avg_pool2d(pixels, 2))}
+        return made | {"ids": torch.tensor([*size, *corner, *target], dtype=torch.float32)} if recipe.buckets and self.family.size_ids else made
 
     @torch.no_grad()
     def text(self, caption: str) -> dict[str, Tensor]:
@@ -239,16 +261,28 @@ class LatentCache:
         """Keys of the samples of a split, sorted."""
         return sorted(key for key, sample in self._samples.items() if sample["split"] == split)
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Of the target latent of a sample, (C, H, W)."""
+        return self._file[key].shape(f"{key}/target")
+
+    def buckets(self, keys: Iterable[str]) -> list[list[str]]:
+        """These keys by the size of their latents, the tallest first; in each size in the order given."""
+        found: dict[tuple[int, ...], list[str]] = {}
+        for key in keys:
+            found.setdefault(self.shape(key), []).append(key)
+        return [found[shape] for shape in sorted(found, key=lambda shape: (shape[-1] / shape[-2], shape))]
+
     def caption(self, key: str) -> str:
         """Caption of a sample."""
         return self._samples[key]["caption"]
 
     def batch(self, keys: Iterable[str]) -> Batch:
-        """The samples of these keys, in this order."""
+        """The samples of these keys, all of one bucket, in this order."""
         keys = list(keys)
         stacked: dict[str, Tensor] = {kind: torch.stack([self._file[key].tensor(f"{key}/{kind}") for key in keys]) for kind in ("target", "pivot", "text")}
         pooled = torch.stack([self._file[key].tensor(f"{key}/pooled") for key in keys]) if f"{EMPTY}/pooled" in self._empty.names else None
-        return Batch(stacked["target"], stacked["pivot"], Conditioning(stacked["text"], pooled))
+        ids = torch.stack([self._file[key].tensor(f"{key}/ids") for key in keys]) if f"{keys[0]}/ids" in self._file[keys[0]].names else None
+        return Batch(stacked["target"], stacked["pivot"], Conditioning(stacked["text"], pooled), ids)
 
     def empty(self) -> Conditioning:
         """The empty caption, a batch of one."""
@@ -256,16 +290,18 @@ class LatentCache:
         return Conditioning(self._empty.tensor(f"{EMPTY}/text")[None], pooled)
 
 
-def _cover(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The centre square of ``picture`` at ``size`` pixels a side: shrunk to cover it where it is larger, never enlarged."""
+def _cover(picture: NDArray[np.uint8], target: Size) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The centre of ``picture`` at a height and width in pixels, and the crop's top and left: shrunk to cover them where it is larger, never enlarged."""
     height, width, _ = picture.shape
-    if min(height, width) < size:
-        raise SettingsError(f"{width}x{height} pixels are less than adaptation.size={size}; lower it, or curate at curation.size={size} or more")
+    if height < target[0] or width < target[1]:
+        raise SettingsError(f"{width}x{height} pixels are less than adaptation.size={target[0]}; lower it, or curate at curation.size={target[0]} or more")
     shrunk = Image.fromarray(picture)
-    if min(height, width) > size:
-        shrunk = shrunk.resize((round(width * size / min(height, width)), round(height * size / min(height, width))), Image.Resampling.LANCZOS)
-    left, top = (shrunk.width - size) // 2, (shrunk.height - size) // 2
-    return np.array(shrunk.crop((left, top, left + size, top + size)))
+    if height > target[0] and width > target[1]:
+        by_width = height * target[1] >= width * target[0]
+        size = (target[1], round(height * target[1] / width)) if by_width else (round(width * target[0] / height), target[0])
+        shrunk = shrunk.resize(size, Image.Resampling.LANCZOS)
+    top, left = (shrunk.height - target[0]) // 2, (shrunk.width - target[1]) // 2
+    return np.array(shrunk.crop((left, top, left + target[1], top + target[0]))), (top, left)
 
 
 def _named(conditioning: Conditioning) -> dict[str, Tensor]:

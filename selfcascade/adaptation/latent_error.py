@@ -21,9 +21,8 @@ def latent_errors(upscaler: LatentUpscaler, latents: LatentCache) -> dict[str, f
     """
     squares = {"learned": 0.0, "bilinear": 0.0}
     count = 0
-    keys = latents.keys("tune")
-    for start in range(0, len(keys), BATCH):
-        batch = latents.batch(keys[start : start + BATCH]).to(upscaler.device)
+    for keys in (bucket[start : start + BATCH] for bucket in latents.buckets(latents.keys("tune")) for start in range(0, len(bucket), BATCH)):
+        batch = latents.batch(keys).to(upscaler.device)
         size = (batch.target.shape[-2], batch.target.shape[-1])
         for name, grown in (("learned", upscaler(batch.pivot, size)), ("bilinear", bilinear(batch.pivot, size))):
             squares[name] += float((grown.double() - batch.target.double()).square().sum())

@@ -110,7 +110,7 @@ class _Denoising(ABC, Generic[Network]):
         settings, device = self.settings, self.device
         t, noise, dropped = draws
         batch = batch.without_captions(dropped, self.empty).to(device)
-        conditioning = batch.text.of_stage((settings.size, settings.size))
+        conditioning = batch.conditioning(settings.size)
         return noise_loss(
             lambda z, t: self.predicted(z, t, batch, conditioning),
             batch.target,

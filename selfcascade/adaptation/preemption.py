@@ -7,6 +7,12 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from selfcascade.settings import SettingsError
+
+
+class Preempted(SettingsError):
+    """The machine was about to be taken away; the last step is stored."""
+
 
 class Preemption:
     """A context in which SIGTERM only asks: :attr:`asked` says so, whoever works inside comes to an end, and then the signal does what it did before.

@@ -27,6 +27,7 @@ from selfcascade.adaptation.trainer import Diverged
 from selfcascade.bases import ResolvedBase, resolve_base
 from selfcascade.config import PretrainingSettings
 from selfcascade.curation.reading import read_samples
+from selfcascade.generation.precision import warn_of_slow_precision
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
 
@@ -104,6 +105,7 @@ def train_base(settings: PretrainingSettings, store: Store, plan: PretrainingPla
     if plan.published:
         return
     torch.set_num_threads(settings.compute.threads)
+    warn_of_slow_precision("pretraining.compute.dtype", settings.compute.dtype, torch.device("cpu"))
     artifact = _artifact(settings, store, plan.dataset, _version(plan.init))
     pictures = _pictures(settings, resolve(store, plan.dataset.uri))
     init = _planned_init(settings, store, plan)

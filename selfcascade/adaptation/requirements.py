@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from selfcascade.adaptation.buckets import bucket_sizes
 from selfcascade.adaptation.optimizer import check_optimizer
 from selfcascade.baselines.lora import check_peft
 from selfcascade.bases import ResolvedBase, refuse_videos
 from selfcascade.cascade.compilation import failed_to_compile
-from selfcascade.cascade.families import spec_of
-from selfcascade.cascade.schedule import stage_sizes
+from selfcascade.cascade.families import BaseSpec, spec_of
+from selfcascade.cascade.schedule import Size, stage_sizes
 from selfcascade.config import AdaptationSettings
 from selfcascade.curation.reading import read_table
 from selfcascade.settings import SettingsError
@@ -72,17 +73,55 @@ def stage_of(settings: AdaptationSettings, base: ResolvedBase) -> int:
     Raises:
         SettingsError: the base does not take that size, or its own is not smaller.
     """
-    refuse_videos(base)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.location, subfolder="unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.location, subfolder="vae"))
-    spec = spec_of(unet, vae)
+    spec = _spec(base)
     step, native = 2 * spec.step, max(spec.native)
     if settings.size % step or settings.size <= native:
         raise SettingsError(
             f"adaptation.size={settings.size} must be a multiple of {step} and above {native}, the own size of base {base.name}; try {2 * native}"
         )
     return len(stage_sizes(settings.size, settings.size, native=spec.native, step=spec.step)) - 1
+
+
+def buckets_of(settings: AdaptationSettings, base: ResolvedBase) -> tuple[Size, ...]:
+    """Heights and widths of the buckets in pixels, of which halves can be pivots, all of the stage of the square; empty where the settings ask for none.
+
+    Raises:
+        SettingsError: the ratio lets in nothing but the square; names the smallest that does not, or there is none at this size.
+    """
+    if settings.buckets is None:
+        return ()
+    spec = _spec(base)
+    stage = stage_of(settings, base)
+
+    def within(ratio: float) -> tuple[Size, ...]:
+        return tuple(
+            size
+            for size in bucket_sizes(settings.size, step=2 * spec.step, ratio=ratio)
+            if size[0] * size[1] > spec.native[0] * spec.native[1] and len(stage_sizes(*size, native=spec.native, step=spec.step)) - 1 == stage
+        )
+
+    found = within(settings.buckets)
+    if len(found) < 2:
+        others = [max(size) / min(size) for size in within(settings.size) if size[0] != size[1]]
+        remedy = f"raise it to {min(others):.4g} or above, or unset it" if others else "unset it"
+        raise SettingsError(f"adaptation.buckets={settings.buckets:g} leaves the square alone at adaptation.size={settings.size} of base {base.name}; {remedy}")
+    return found
+
+
+def check_processes(settings: AdaptationSettings, device: torch.device) -> None:
+    """Refuse more processes than there are devices for.
+
+    Raises:
+        SettingsError: names both numbers and the setting to change.
+    """
+    count = settings.processes
+    if count == 1 or device.type == "cpu":
+        return
+    if device.type != "cuda" or device.index is not None:
+        raise SettingsError(f"adaptation.processes={count} train on a device each, but execution.device={device} is one; set it to cuda or to cpu")
+    found = torch.cuda.device_count()
+    if count > found:
+        raise SettingsError(f"adaptation.processes={count} train on a GPU each, but {found} are here; lower it to {found} or below")
 
 
 @contextmanager
@@ -99,6 +138,15 @@ def enough_memory(settings: AdaptationSettings, *, remedy: str) -> Iterator[None
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
             raise
         raise SettingsError(f"out of memory with adaptation.size={settings.size} and adaptation.batch={settings.batch}; {remedy}") from None
+
+
+def _spec(base: ResolvedBase) -> BaseSpec:
+    """Of a base whose configurations alone are read."""
+    refuse_videos(base)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base.location, subfolder="unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.location, subfolder="vae"))
+    return spec_of(unet, vae)
 
 
 def _captions(dataset: Artifact) -> Iterator[bool]:

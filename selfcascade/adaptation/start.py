@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from selfcascade.adaptation.cache import LatentCache
 from selfcascade.adaptation.objective import FinetuneObjective, LatentObjective, NoiseObjective
+from selfcascade.adaptation.ranks import ALONE, Ranks
 from selfcascade.adaptation.requirements import stage_of
 from selfcascade.adaptation.trainer import Trainer
 from selfcascade.baselines.lora import Lora, shared
@@ -19,7 +20,9 @@ from selfcascade.cascade.upsampler import FeatureUpsampler
 from selfcascade.config import AdaptationSettings
 
 
-def trainer_of(settings: AdaptationSettings, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase, device: torch.device) -> Trainer:
+def trainer_of(
+    settings: AdaptationSettings, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase, device: torch.device, ranks: Ranks = ALONE
+) -> Trainer:
     """A trainer at step 0. Initial weights come from the run's seed and leave torch's own generator as it was.
 
     Args:
@@ -28,6 +31,7 @@ def trainer_of(settings: AdaptationSettings, pipeline: SelfCascadePipeline, late
         latents: cached latents and text embeddings.
         base: where the pipeline comes from.
         device: where the networks run.
+        ranks: who trains it.
 
     Raises:
         SettingsError: the size is none of this base's, or LoRA is to be trained and peft is not installed.
@@ -37,7 +41,7 @@ def trainer_of(settings: AdaptationSettings, pipeline: SelfCascadePipeline, late
         objective = _objective(settings, pipeline, latents, base, device)
         if settings.compiled and not isinstance(objective, LatentObjective):
             compile_blocks(objective.unet)
-        return Trainer(objective, latents=latents, settings=settings, device=device)
+        return Trainer(objective, latents=latents, settings=settings, device=device, ranks=ranks)
 
 
 def _objective(

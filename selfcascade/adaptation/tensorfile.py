@@ -53,6 +53,10 @@ class TensorFile:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor called ``name``, which is not read."""
+        return tuple(self._file.get_slice(name).get_shape())
+
 
 def open_tensor_file(store: Store, key: str) -> TensorFile:
     """The tensor file stored under ``key``.

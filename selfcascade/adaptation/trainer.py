@@ -15,6 +15,7 @@ from selfcascade.adaptation.dataset import TrainingOrder
 from selfcascade.adaptation.ema import MovingAverage
 from selfcascade.adaptation.objective import Objective, Trained
 from selfcascade.adaptation.optimizer import learning_rate, optimizer_of
+from selfcascade.adaptation.ranks import ALONE, Ranks
 from selfcascade.config import AdaptationSettings
 from selfcascade.settings import SettingsError
 
@@ -30,10 +31,11 @@ class Trainer:
     """Training of one small network (Algorithm 1): weights, moving average, optimizer, position in the data, random numbers, log.
 
     What is trained, and against what, is the objective's. All draws of a step come from one CPU generator in a fixed order, for all of its samples at once,
-    so that they are the same on every device and however the samples are cut into parts, and continue exactly after :meth:`restore`.
+    so that they are the same on every device and however the samples are cut into parts, and continue exactly after :meth:`restore`. Several processes train as
+    one: each draws for all samples and takes its share, their gradients are summed, and then each takes the same step.
     """
 
-    def __init__(self, objective: Objective, *, latents: LatentCache, settings: AdaptationSettings, device: torch.device) -> None:
+    def __init__(self, objective: Objective, *, latents: LatentCache, settings: AdaptationSettings, device: torch.device, ranks: Ranks = ALONE) -> None:
         """Start at step 0.
 
         Args:
@@ -41,17 +43,19 @@ class Trainer:
             latents: cached latents and text embeddings.
             settings: of the run.
             device: where the networks run.
+            ranks: who trains it.
         """
         self.settings = settings
         self.device = device
+        self.ranks = ranks
         self.dtype: torch.dtype = getattr(torch, settings.compute.dtype)
         self.objective = objective
         self.trained = objective.trained.to(device=device, dtype=torch.float32).train()
         self.latents = latents
-        self.order = TrainingOrder(latents.keys("train"), seed=settings.seed, batch=settings.batch)
-        self.shape = latents.batch(self.order.batch(0, 1)).target.shape[1:]
-        part = settings.batch // settings.accumulation
-        self.parts = [slice(start, start + part) for start in range(0, settings.batch, part)]
+        self.order = TrainingOrder(latents.buckets(latents.keys("train")), seed=settings.seed, batch=settings.batch)
+        share = ranks.share(settings.batch)
+        self.part = len(share) // settings.accumulation
+        self.parts = [slice(start, start + self.part) for start in share[:: self.part]]
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.trainable: list[tuple[str, nn.Parameter]] = [(name, p) for name, p in self.trained.named_parameters() if p.requires_grad]
         self.optimizer = optimizer_of(self._parameters(), settings, weight_decay=objective.weight_decay)
@@ -79,10 +83,10 @@ class Trainer:
         self._unread.append(torch.stack([loss, torch.full_like(loss, lr), norm.detach()]))
 
     def _gradient(self) -> Tensor:
-        """The mean loss of the next batch, detached; leaves its gradient, times the scale of float16, on the parameters."""
+        """The mean loss of the next batch, detached; leaves its gradient, times the scale of float16, on the parameters: of all ranks, before it is clipped."""
         batch = self.settings.batch
         keys = self.order.batch(self.position, batch)
-        draws = self.objective.draw((batch, *self.shape), self.generator)
+        draws = self.objective.draw((batch, *self.latents.shape(keys[0])), self.generator)
         losses = []
         for part in self.parts:
             samples = self.latents.batch(keys[part])
@@ -90,7 +94,9 @@ class Trainer:
                 loss = self.objective.loss(samples, *(drawn[part] for drawn in draws)) * (len(keys[part]) / batch)
             torch.autograd.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        self.ranks.add([loss, *(parameter.grad for parameter in self._parameters() if parameter.grad is not None)])
+        return loss
 
     def log(self) -> list[tuple[float, ...]]:
         """Of every step so far what :data:`COLUMNS` says. Waits for the device; between calls nothing does.

@@ -15,15 +15,10 @@ from torch import Tensor
 from selfcascade.adaptation.checkpoint import Checkpoint, CheckpointFolder
 from selfcascade.adaptation.checkpoint_writer import CheckpointWriter
 from selfcascade.adaptation.early_stop import EarlyStop
-from selfcascade.adaptation.preemption import Preemption
+from selfcascade.adaptation.preemption import Preempted, Preemption
 from selfcascade.adaptation.tensorboard_log import TensorBoardLog
 from selfcascade.adaptation.trainer import COLUMNS, Trainer
 from selfcascade.adaptation.validation import Validation
-from selfcascade.settings import SettingsError
-
-
-class Preempted(SettingsError):
-    """The machine was about to be taken away; the last step is stored."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,14 @@ class TrainingRun:
         self.validation.restore(checkpoint.tensors)
         self.early_stop.restore(checkpoint.tensors)
 
+    def share(self) -> None:
+        """Take over the first rank's state, where several train: all of them go on from the same bits."""
+        ranks = self.trainer.ranks
+        if ranks.count > 1:
+            tensors, record = ranks.of_first(*(self.state() if ranks.first else ({}, {})))
+            if not ranks.first:
+                self.restore(Checkpoint(record["step"], tensors, record))
+
     def counts(self) -> dict[str, float]:
         """What the manifest says of the validation of what is published, and of its step where that is not the last."""
         found = next((row for row in self.validation.rows if row.step == self.early_stop.step), None)
@@ -84,7 +87,7 @@ class TrainingRun:
     def train(
         self, checkpoints: CheckpointFolder, board: TensorBoardLog, *, preview: Callable[[], str] | None, progress: Callable[[TrainingStep], None]
     ) -> int:
-        """Train until it is over, and leave the final state as a checkpoint.
+        """Train until it is over, and leave the final state as a checkpoint. Of several ranks the first decides when to leave, and writes.
 
         Args:
             checkpoints: where states go, in the background.
@@ -99,29 +102,36 @@ class TrainingRun:
             Diverged: the loss is not finite; earlier checkpoints are kept.
             Preempted: SIGTERM came, and whoever handled it before goes on; the last step is stored.
         """
-        settings, trainer = self.settings, self.trainer
+        settings, trainer, ranks = self.settings, self.trainer, self.trainer.ranks
         first = trainer.step
+        if not ranks.first:
+            preview, progress = None, lambda reached: None
         report = _Report(self, board, progress)
-        with Preemption() as preemption, trainer.objective.held(), CheckpointWriter(checkpoints) as writer:
+        with Preemption() as preemption, ranks.together(), trainer.objective.held(), CheckpointWriter(checkpoints) as writer:
             saved = None if self._validate(preemption) else first  # a run that had to leave may have left it out
-            while not self.over and not preemption.asked:
+            while ranks.agreed(not self.over and not preemption.asked):
                 trainer.advance()
                 writer.check()
                 self._validate(preemption)
                 previewing = preview is not None and trainer.step % settings.preview_steps == 0
                 # A preview may take longer than the machine is left to us: first what was trained is brought to safety.
                 if previewing or trainer.step % settings.checkpoint_steps == 0:
-                    writer.save(trainer.step, *self.state())
+                    self._save(writer)
                     saved = trainer.step
                 if preview is not None and previewing and not self.over and not preemption.asked:
                     report.send(preview())
                 elif self.over or trainer.step % settings.log_steps == 0:
                     report.send()
             if saved != trainer.step:
-                writer.save(trainer.step, *self.state())
+                self._save(writer)
         if not self.over:
             raise Preempted(f"training of {settings.name} was asked to end at step {trainer.step} of {settings.steps}; the same command goes on from there")
         return trainer.step - first
+
+    def _save(self, writer: CheckpointWriter) -> None:
+        """The first rank's state, which is everybody's."""
+        if self.trainer.ranks.first:
+            writer.save(self.trainer.step, *self.state())
 
     def _validate(self, preemption: Preemption) -> bool:
         if not self.validation.due or not self.validation.look(stop=lambda: preemption.asked):

@@ -74,18 +74,21 @@ class Validation:
 
     @torch.no_grad()
     def look(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Validate where the trainer is, unless ``stop`` says meanwhile to leave it; returns whether it was done."""
-        settings = self.trainer.settings
+        """Validate where the trainer is, unless ``stop`` of the first rank says meanwhile to leave it; returns whether it was done.
+
+        Several ranks take a part each, and all of them have the row.
+        """
+        part, ranks = self.trainer.part, self.trainer.ranks
+        squares = [0.0 for _ in self.bins or (None,)]
         with averaged_weights(self.trainer):
-            bins: list[float] = []
-            for number, _ in enumerate(self.bins or (None,)):
-                squares, count = 0.0, 0
-                for keys in parts(self.keys, settings.batch // settings.accumulation):
-                    if stop():
+            for number, _ in enumerate(squares):
+                for all_keys in (chunk for bucket in self.trainer.latents.buckets(self.keys) for chunk in parts(bucket, part * ranks.count)):
+                    if ranks.agreed(stop()):
                         return False
-                    squares += len(keys) * float(self._errors(keys, number))
-                    count += len(keys)
-                bins.append(squares / count)
+                    keys = all_keys[part * ranks.rank : part * (ranks.rank + 1)]
+                    if keys:
+                        squares[number] += len(keys) * float(self._errors(keys, number))
+        bins = [square / len(self.keys) for square in ranks.total(squares)]
         self.rows.append(Validated(self.trainer.step, sum(bins) / len(bins), tuple(bins) if self.bins else ()))
         return True
 
@@ -125,8 +128,8 @@ class Validation:
                 return objective.distance(objective.trained(batch.pivot, (batch.target.shape[-2], batch.target.shape[-1])).float(), batch.target)
             assert isinstance(objective, (NoiseObjective, FinetuneObjective))
             noise, t = draws(keys, batch.target.shape[1:], self.bins[number], number)
-            batch, size = batch.to(device), trainer.settings.size
-            conditioning = batch.text.of_stage((size, size))
+            batch = batch.to(device)
+            conditioning = batch.conditioning(trainer.settings.size)
             return noise_loss(
                 lambda z, t: objective.predicted(z, t, batch, conditioning),
                 batch.target,

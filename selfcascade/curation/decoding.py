@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from selfcascade.config import Shape
 from selfcascade.curation.record import Rejected
 
 FORMATS = {
@@ -85,16 +86,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _to_srgb(image if image.mode == "L" and profile else image.convert("RGB"), profile).convert("RGB")
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of ``image`` at ``size`` pixels a side (Lanczos): what covering the target and cropping its centre gives, resampled once.
+def fit(image: Image.Image, size: int, shape: Shape = "square") -> Image.Image:
+    """``image`` with a shorter side of ``size`` pixels (Lanczos), resampled once: its centre square, or all of it.
 
     The picture must be at least as large. The result has no metadata, so that none reaches the shard.
     """
     side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    square.info.clear()
-    return square
+    width, height = (side, side) if shape == "square" else image.size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    target = (round(width * size / side), round(height * size / side))
+    fitted = image.resize(target, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    fitted.info.clear()
+    return fitted
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

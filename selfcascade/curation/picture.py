@@ -24,4 +24,4 @@ def picture_of(data: bytes, name: str | None, settings: CurationSettings) -> Pic
     image = open_picture(data, name, max_pixels=settings.filters.max_pixels)
     filters.check_shape(*image.size, settings.filters, size=settings.size)
     upright = to_rgb(image)
-    return Picture(fit(upright, settings.size), upright.width, upright.height, hashlib.sha256(data).hexdigest())
+    return Picture(fit(upright, settings.size, settings.shape), upright.width, upright.height, hashlib.sha256(data).hexdigest())

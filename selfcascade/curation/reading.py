@@ -24,7 +24,7 @@ class Sample:
 
     key: str
     image: NDArray[np.uint8]
-    """(size, size, 3), sRGB."""
+    """(H, W, 3), sRGB; a square unless the dataset keeps shapes."""
     caption: str
     split: Split
 

@@ -304,10 +304,13 @@ def _check_method(settings: GenerationSettings, base: ResolvedBase, spec: BaseSp
 def _sample(settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str, path: Path) -> tuple[int, Memory]:
     import torch
 
-    from selfcascade.generation.models import load_pipeline, load_x4
+    from selfcascade.generation.models import load_pipeline, load_x4, resolve_device
+    from selfcascade.generation.precision import warn_of_slow_precision
     from selfcascade.generation.sampling import samples
 
     torch.set_num_threads(settings.compute.threads)
+    if plan.todo[:1] == (index,):  # once a run
+        warn_of_slow_precision("generation.compute.dtype", settings.compute.dtype, resolve_device(device))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     dtype = settings.compute.dtype

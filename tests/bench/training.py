@@ -110,13 +110,23 @@ def shipped(folder: Path) -> Subject:
 
 def quarter(folder: Path) -> Subject:
     """SD 2.1's layout at twice its native side."""
-    place = folder / "sd21-quarter"
+    return _quarter(folder / "sd21-quarter", size=1024, batch=1, probe=4)
+
+
+def quarter_of_512(folder: Path) -> Subject:
+    """The same where attention has the share of a pass that it has in full width at 1024 px (width times tokens squared, all else the other way)."""
+    return _quarter(folder / "sd21-quarter-512", size=512, batch=4, probe=10)
+
+
+def _quarter(place: Path, *, size: int, batch: int, probe: int) -> Subject:
     if not place.is_dir():
-        shaped(place.name, "sd-2.1-base", 4, 1).pipeline.save_pretrained(place)
-    return Subject(resolve_base(str(place)), size=1024, batch=1, guidance=7.5, probe=4)
+        pipeline = shaped(place.name, "sd-2.1-base", 4, 1).pipeline
+        pipeline.unet.register_to_config(sample_size=size // 2 // 8)
+        pipeline.save_pretrained(place)
+    return Subject(resolve_base(str(place)), size=size, batch=batch, guidance=7.5, probe=probe)
 
 
-SUBJECTS = {"tiny-emoji": shipped, "sd21-quarter": quarter}
+SUBJECTS = {"tiny-emoji": shipped, "sd21-quarter": quarter, "sd21-quarter-512": quarter_of_512}
 
 
 @dataclass
@@ -131,6 +141,9 @@ class Clocked:
         found = self.latents.batch(keys)
         self.seconds += time.process_time() - started
         return found
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self.latents.shape(key)
 
 
 def stored_latents(subject: Subject, store: Store) -> LatentCache:
@@ -152,14 +165,13 @@ def stored_latents(subject: Subject, store: Store) -> LatentCache:
 def sampling_seconds(subject: Subject, pipeline: SelfCascadePipeline, latents: LatentCache) -> float:
     """Seconds in which the base samples pivots for one batch; the text is at hand, the autoencoder has no part."""
     text = latents.batch(latents.keys("train")[: subject.batch]).text.text
-    height, width = pipeline.spec.native
     started = time.process_time()
     with torch.inference_mode():
         pipeline(
             prompt_embeds=text,
             negative_prompt_embeds=latents.empty().text.expand_as(text),
-            height=height,
-            width=width,
+            height=subject.size // 2,
+            width=subject.size // 2,
             num_inference_steps=subject.probe,
             guidance_scale=subject.guidance,
             output_type="latent",
@@ -287,7 +299,7 @@ def operations(name: str, unet: UNet2DConditionModel, spec: BaseSpec, side: int)
         return own(z, t, encoder_hidden_states=text, return_dict=False)[0]
 
     full = counted(plain, side, backward=True)
-    sampling = 2 * SAMPLING * counted(plain, spec.native[0] // spec.pixels, backward=False)
+    sampling = 2 * SAMPLING * counted(plain, side // 2, backward=False)
     own.requires_grad_(False)
     ours = counted(lambda z, t: unet_with_pivot(own, z, t, text, pivot=z[..., ::2, ::2], upsampler=phi), side, backward=True)
     against = f"latent side {side}, counted on tensors without content"

@@ -24,6 +24,7 @@ from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.cascade.upsampler import load_upsampler
 from selfcascade.config import AdaptationSettings, ComputeSettings, CurationSettings, FolderSource, UpsamplerSettings
 from selfcascade.curation.curate import curate
+from selfcascade.generation import precision
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, Store, resolve
 
@@ -99,6 +100,17 @@ def test_run_again_does_nothing(world: Store, settings: AdaptationSettings, monk
     plan = plan_adaptation(settings, world)
     assert (plan.published, plan.todo, plan.ref) == (True, (), ref)
     assert adapt(settings, world) == ref
+
+
+def test_an_emulated_precision_is_told_once(world: Store, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """When the run trains, not when it is run again."""
+    monkeypatch.setattr(precision, "slowdown", lambda dtype: "slower")
+    settings = tiny_settings(tiny_base, name="emulated", steps=1)
+    with caplog.at_level("WARNING"):
+        adapt(settings, world, device="cpu")
+        adapt(settings, world, device="cpu")
+    line = "adaptation.compute.dtype=float32 is emulated by this CPU, slower than float32; set it to float32, or use a GPU"
+    assert caplog.messages.count(line) == 1
 
 
 def test_two_equal_runs_write_equal_manifests(fresh: Callable[[], Store], tiny_base: Path) -> None:

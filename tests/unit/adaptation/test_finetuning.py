@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import models
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from torch.nn.functional import mse_loss
 
 from selfcascade import SelfCascadePipeline
 from selfcascade.adaptation.adapt import TrainingStep, adapt, plan_adaptation
-from selfcascade.adaptation.cache import LatentCache
+from selfcascade.adaptation.cache import Batch, LatentCache
 from selfcascade.adaptation.loss import diffuse
 from selfcascade.adaptation.start import trainer_of
 from selfcascade.adaptation.trainer import Trainer
@@ -101,16 +102,21 @@ def test_full_moves_everything_but_the_pipelines_own(latents: LatentCache, tiny_
 
 
 @WAYS
-def test_the_pivot_has_no_part(latents: LatentCache, tiny_base: Path, way: str) -> None:
+def test_the_pivot_has_no_part(latents: LatentCache, tiny_base: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other pivots in the cache the steps are the same."""
     losses = []
     for scale in (1.0, 5.0):
         trainer, _ = tuner(latents, tiny_settings(tiny_base, trainable=way))
         inner = latents.batch
-        trainer.latents = type("Scaled", (), {"batch": lambda _, keys, inner=inner, scale=scale: replace(inner(keys), pivot=scale * inner(keys).pivot)})()
+
+        def scaled(keys: Iterable[str], inner: Any = inner, scale: float = scale) -> Batch:
+            return replace(inner(keys), pivot=scale * inner(keys).pivot)
+
+        monkeypatch.setattr(latents, "batch", scaled)
         for _ in range(2):
             trainer.advance()
         losses.append(trainer.log()[:2])
+        monkeypatch.undo()
     assert losses[0] == losses[1]
 
 

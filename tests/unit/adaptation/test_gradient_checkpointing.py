@@ -45,7 +45,7 @@ def kept_bytes(trainer: Trainer) -> int:
             kept.append(tensor)
         return tensor
 
-    draws = trainer.objective.draw((4, *trainer.shape), trainer.generator)
+    draws = trainer.objective.draw((4, *trainer.latents.shape("s00")), trainer.generator)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trainer.objective.loss(trainer.latents.batch(trainer.order.batch(0, 4)), *draws)
     return sum(storages.values())

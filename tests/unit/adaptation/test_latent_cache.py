@@ -120,7 +120,7 @@ def test_whatever_shapes_the_bytes_shapes_the_address(recipe: Recipe, field: str
 def test_a_larger_picture_is_covered_and_cropped(encoder: Encoder, height: int, width: int) -> None:
     """The short side comes to the target and the middle of the long one is kept: a white picture with a black rim keeps its grey-free centre."""
     picture = np.full((height, width, 3), 255, np.uint8)
-    covered = module._cover(picture, 128)
+    covered = module._cover(picture, (128, 128))[0]
     assert covered.shape == (128, 128, 3)
     assert covered.min() == 255
     assert encoder.latents(picture)["target"].shape == (4, 16, 16)

@@ -18,9 +18,9 @@ from tiny_run import tiny_settings
 
 from selfcascade.adaptation.adapt import adapt, plan_adaptation
 from selfcascade.adaptation.checkpoint import newest_step
-from selfcascade.adaptation.preemption import Preemption
+from selfcascade.adaptation.preemption import Preempted, Preemption
 from selfcascade.adaptation.trainer import Trainer
-from selfcascade.adaptation.training_run import Preempted, TrainingStep
+from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.config import AdaptationSettings, UpsamplerSettings
 from selfcascade.storage import Store
 

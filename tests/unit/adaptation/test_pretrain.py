@@ -14,6 +14,7 @@ from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, bui
 from selfcascade.adaptation.denoiser_training import DenoiserTraining, build_tokenizer, tokenize
 from selfcascade.config import AutoencoderSettings, ComputeSettings, CurationSettings, DenoiserSettings, PretrainingSettings, TwemojiSource
 from selfcascade.curation.curate import curate_unit, plan_curation, publish_curation, stage_listing
+from selfcascade.generation import precision
 from selfcascade.settings import SettingsError
 
 AUTOENCODER = AutoencoderSettings(channels=(8, 8, 8, 8), crop=16, batch=4, steps=4, refine_steps=2, equivariance=0.5)
@@ -265,3 +266,16 @@ def test_a_base_of_another_shape_is_refused(store, dataset):
     wider = base_settings(init="bases/small").model_copy(update={"denoiser": DENOISER.model_copy(update={"channels": (16, 32)})})
     with pytest.raises(SettingsError, match=r"pretraining.denoiser.*\[16, 16\]"):
         pretrain.train_base(wider, store, pretrain.plan_pretraining(wider, store))
+
+
+def test_an_emulated_precision_is_told_before_the_first_step(store, dataset, monkeypatch, caplog):
+    """And nothing is told of a base that is trained already."""
+    monkeypatch.setattr(precision, "slowdown", lambda dtype: "slower")
+    settings = base_settings()
+    for warnings in (1, 0):
+        caplog.clear()
+        plan = pretrain.plan_pretraining(settings, store)
+        with caplog.at_level("WARNING"):
+            pretrain.train_base(settings, store, plan)
+        assert sum(line.startswith("pretraining.compute.dtype=float32 is emulated by this CPU, slower") for line in caplog.messages) == warnings
+        pretrain.publish_pretraining(settings, store, plan)

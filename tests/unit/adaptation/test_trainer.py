@@ -112,7 +112,7 @@ def test_the_weighted_loss_is_that_of_one_sample(latents: LatentCache) -> None:
     losses = []
     for gamma in (None, 2.0):
         trainer = tiny_trainer(latents, tiny_settings("b", batch=1, seed=5, snr_gamma=gamma))
-        seen.append(trainer.objective.draw((1, *trainer.shape), torch.Generator().manual_seed(5))[0])
+        seen.append(trainer.objective.draw((1, *latents.shape("s00")), torch.Generator().manual_seed(5))[0])
         trainer.advance()
         losses.append(trainer.log()[0][0])
     abar = trainer.objective.alphas_cumprod[seen[0]].item()

@@ -13,7 +13,7 @@ KEYS = st.lists(st.from_regex(r"[a-z0-9]{1,6}", fullmatch=True), min_size=1, max
 @given(keys=KEYS, seed=st.integers(0, 2**31), epochs=st.integers(1, 3))
 def test_an_epoch_visits_every_sample_once(keys: list[str], seed: int, epochs: int) -> None:
     """Positions e * n .. (e + 1) * n - 1 hold each key exactly once, whatever the batch size."""
-    order = TrainingOrder(keys, seed=seed, batch=1)
+    order = TrainingOrder([keys], seed=seed, batch=1)
     for epoch in range(epochs):
         assert sorted(order.batch(epoch * len(keys), len(keys))) == sorted(keys)
 
@@ -21,20 +21,20 @@ def test_an_epoch_visits_every_sample_once(keys: list[str], seed: int, epochs: i
 @given(keys=KEYS, seed=st.integers(0, 2**31), position=st.integers(0, 60), count=st.integers(1, 30), cut=st.integers(0, 30))
 def test_a_position_is_the_whole_state(keys: list[str], seed: int, position: int, count: int, cut: int) -> None:
     """Reading n keys at once, in two parts, from a fresh object or from keys in another order gives the same sequence."""
-    order = TrainingOrder(keys, seed=seed, batch=1)
+    order = TrainingOrder([keys], seed=seed, batch=1)
     whole = order.batch(position, count)
     cut = min(cut, count)
     assert order.batch(position, cut) + order.batch(position + cut, count - cut) == whole
-    assert TrainingOrder(keys[::-1], seed=seed, batch=1).batch(position, count) == whole
+    assert TrainingOrder([keys[::-1]], seed=seed, batch=1).batch(position, count) == whole
 
 
 def test_epochs_and_seeds_differ() -> None:
     """The order is shuffled anew in each epoch and for each seed."""
     keys = [f"k{index}" for index in range(50)]
-    order = TrainingOrder(keys, seed=0, batch=1)
-    assert len({tuple(order.batch(0, 50)), tuple(order.batch(50, 50)), tuple(TrainingOrder(keys, seed=1, batch=1).batch(0, 50)), tuple(keys)}) == 4
+    order = TrainingOrder([keys], seed=0, batch=1)
+    assert len({tuple(order.batch(0, 50)), tuple(order.batch(50, 50)), tuple(TrainingOrder([keys], seed=1, batch=1).batch(0, 50)), tuple(keys)}) == 4
 
 
 def test_fewer_samples_than_a_batch_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"adaptation\.batch=4 is more than the 3 training samples"):
-        TrainingOrder(["a", "b", "c"], seed=0, batch=4)
+        TrainingOrder([["a", "b"], ["c"]], seed=0, batch=4)

@@ -133,3 +133,18 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(pictures, dat
 
 
 KINDS = {"empty", "unreadable", "too many pixels", "mislabelled", "animated", "CMYK", "16-bit", "colour mode", "truncated", "damaged"}
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_kept_shape_is_the_whole_picture_with_its_shorter_side_at_the_target(pictures, width, height, size):
+    """Each side within half a pixel of the exact one; what is at the target already is copied; a square is as the square that is cropped."""
+    size = min(size, width, height)
+    image = pictures.noise(width, height)
+    kept = fit(image, size, "keep")
+    assert min(kept.size) == size
+    assert all(abs(side - size * whole / min(image.size)) <= 0.5 for side, whole in zip(kept.size, image.size, strict=True))
+    if size == min(image.size):
+        assert np.array_equal(kept, image)
+    if width == height:
+        assert np.array_equal(kept, fit(image, size))

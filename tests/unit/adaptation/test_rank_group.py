@@ -1,0 +1,145 @@
+"""Processes that train together, really started by torchrun: what their parent hears of them, and how each way to fail ends all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from test_adapt import bytes_of
+from tiny_run import tiny_settings
+
+from selfcascade.adaptation.adapt import adapt, plan_adaptation, train_upsampler
+from selfcascade.adaptation.checkpoint import newest_step
+from selfcascade.adaptation.preemption import Preempted
+from selfcascade.adaptation.rank import RankFailed
+from selfcascade.adaptation.rank_group import RankDied, RankGroup, RankLine
+from selfcascade.adaptation.ranks import Ranks
+from selfcascade.config import AdaptationSettings, UpsamplerSettings
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Store
+
+CPU = torch.device("cpu")
+
+
+def group(heard: Callable[[RankLine], None] = lambda line: None) -> RankGroup:
+    return RankGroup(2, CPU, heard=heard)
+
+
+def told(*, ranks: Ranks, progress: Callable[[Any], None]) -> int:
+    """Tells its rank, writes a line, and returns what all agree on."""
+    progress(ranks.rank)
+    print(f"hello from {ranks.rank} of {ranks.count}")
+    return int(ranks.total([10.0 + ranks.rank])[0])
+
+
+def test_what_ranks_tell_write_and_return_is_heard() -> None:
+    lines: list[RankLine] = []
+    reached: list[int] = []
+    assert group(lines.append).run(told, progress=reached.append) == 21
+    assert sorted(reached) == [0, 1]
+    assert {str(line) for line in lines} >= {"rank 0: hello from 0 of 2", "rank 1: hello from 1 of 2"}
+
+
+def failing(kind: str, *, ranks: Ranks, progress: Callable[[Any], None]) -> None:
+    """The second rank fails; the first waits for it meanwhile."""
+    progress(os.getpid())
+    if not ranks.first:
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {"foreseen": SettingsError("set the other thing"), "passing": ConnectionResetError("the store went away")}.get(kind, ValueError("a defect"))
+    ranks.total([0.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("foreseen", SettingsError, "^set the other thing$"),
+        ("passing", ConnectionResetError, "^the store went away$"),
+        ("defect", RankFailed, "^rank 1 of 2 failed: ValueError: a defect$"),
+        ("killed", RankDied, "^rank 1 of 2 was ended from outside, most likely out of memory; lower adaptation.processes"),
+    ],
+)
+def test_the_first_failure_is_told_and_nobody_is_left(kind: str, error: type[Exception], message: str) -> None:
+    """What one rank met is raised here, not that the other then waited in vain; of a defect the traceback is heard."""
+    lines: list[str] = []
+    pids: list[int] = []
+    with pytest.raises(error, match=message):
+        group(lambda line: lines.append(str(line))).run(failing, kind, progress=pids.append)
+    assert len(pids) == 2
+    assert gone(pids, seconds=30)
+    assert any(line.startswith("rank 1:") and "ValueError: a defect" in line for line in lines) is (kind == "defect")
+
+
+def waiting(*, ranks: Ranks, progress: Callable[[Any], None]) -> None:
+    progress(os.getpid())
+    time.sleep(600)
+
+
+PARENT = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch
+import test_rank_group
+test_rank_group.group().run(test_rank_group.waiting, progress=lambda pid: print(pid, flush=True))
+"""
+
+
+def test_ranks_do_not_outlive_a_parent_that_is_killed() -> None:
+    here = [str(Path(__file__).parent), *sys.path]
+    with subprocess.Popen([sys.executable, "-c", PARENT, *here], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    assert gone(pids, seconds=30)
+
+
+def gone(pids: list[int], *, seconds: float) -> bool:
+    """Whether all of them end in time."""
+    processes = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def together(base: Path, **changes: object) -> AdaptationSettings:
+    common: dict[str, object] = {"processes": 2, "upsampler": UpsamplerSettings(variant="C"), "validation_steps": 3, "validation_samples": 2}
+    return tiny_settings(base, **(common | changes))
+
+
+@pytest.mark.parametrize("how", ["killed", "asked"])
+def test_two_processes_that_are_interrupted_publish_the_bytes_of_two_that_were_not(fresh: Callable[[], Store], tiny_base: Path, how: str) -> None:
+    """A rank is killed, or the parent is asked to leave as by a machine that is taken away: the next run goes on, to the same weights, log and validations."""
+    settings = together(tiny_base, steps=8, checkpoint_steps=3)
+    whole, disturbed = fresh(), fresh()
+    adapt(settings, whole)
+    plan = plan_adaptation(settings, disturbed)
+    steps: list[int] = []
+
+    def disturb(reached: Any) -> None:
+        steps.append(reached.step)
+        if reached.step == 4:
+            commands = {each.pid: each.cmdline() for each in psutil.Process().children(recursive=True)}
+            ranks = [pid for pid, words in commands.items() if "selfcascade.adaptation.rank" in words and "torch.distributed.run" not in words]
+            os.kill(os.getpid() if how == "asked" else ranks[-1], signal.SIGTERM if how == "asked" else signal.SIGKILL)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with pytest.raises(Preempted if how == "asked" else RankDied):
+            train_upsampler(settings, disturbed, plan, progress=disturb)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    reached = newest_step(disturbed, plan.ref.version)
+    assert reached == 3 if how == "killed" else 4 <= reached < 8
+    adapt(settings, disturbed)
+    assert bytes_of(disturbed, settings) == bytes_of(whole, settings)
