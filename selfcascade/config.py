@@ -301,6 +301,13 @@ class AdaptationSettings(Settings):
     buckets: float | None = later(
         None, gt=1, le=16, description="largest ratio of the sides of targets, each picture at the size of about size x size nearest to its own; unset: square"
     )
+    posterior: Literal["mode", "sample"] = later(
+        "mode", description="latents of pictures: the mean of the autoencoder's posterior, or a draw from it, another in each step"
+    )
+    noisy_pivots: float = later(
+        0.0, ge=0, le=1, description="share of samples whose pivot is noised, since at sampling it is the base's picture, not a real one"
+    )
+    pivot_noise: float = later(0.1, gt=0, description="standard deviation of that noise, in scaled latents, which have about 1")
     trainable: Literal["upsampler", "latent-upscaler", "lora", "full"] = Field(
         "upsampler",
         description="upsampler: artifact upsamplers/NAME, for method tuned; latent-upscaler: upscalers/NAME, for upscale learned and latent-sr;"
@@ -354,6 +361,12 @@ class AdaptationSettings(Settings):
     def _stopping_looks(self) -> AdaptationSettings:
         if self.early_stop is not None and self.validation_steps is None:
             raise ValueError("early_stop is set but validation_steps is not: nothing would say which step is the best; set validation_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _pivots_have_a_part(self) -> AdaptationSettings:
+        if self.noisy_pivots and self.trainable in ("lora", "full"):
+            raise ValueError(f"noisy_pivots={self.noisy_pivots:g} is about pivots, which have no part in trainable={self.trainable}; set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -279,7 +279,7 @@ def _pipeline(base: ResolvedBase, dtype: torch.dtype, device: str) -> SelfCascad
 
 
 def _recipe(settings: AdaptationSettings, base: ResolvedBase, device: str) -> Recipe:
-    return Recipe.here(base=base.version, size=settings.size, device=device, buckets=buckets_of(settings, base))
+    return Recipe.here(base=base.version, size=settings.size, device=device, buckets=buckets_of(settings, base), posterior=settings.posterior)
 
 
 def _dataset(store: Store, plan: AdaptationPlan) -> Artifact:

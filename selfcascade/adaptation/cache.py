@@ -59,7 +59,7 @@ class Recipe:
     threads: int = 1
     """Torch threads of an encoder; shards are encoded side by side instead."""
     posterior: str = "mode"
-    """Latents are the mean of the autoencoder's posterior: without a draw a sample has one latent, whenever and wherever it is encoded."""
+    """mode: latents are the mean of the autoencoder's posterior, so that a sample has one, whenever it is encoded; sample: its deviation is kept too."""
     cover: str = "lanczos"
     """Filter that brings a larger picture to the target, before the centre crop."""
     halve: str = "area"
@@ -92,6 +92,10 @@ class Batch:
     """(B, C, H/2, W/2), scaled."""
     text: Conditioning
     """Of the captions, (B, L, D)."""
+    target_std: Tensor | None = None
+    """Standard deviation of the autoencoder's posterior, scaled as ``target``; None where latents are its mean."""
+    pivot_std: Tensor | None = None
+    """As ``target_std``, of the pivot."""
     ids: Tensor | None = None
     """SDXL's size ids of pictures in buckets, (B, 6): height and width of the picture, top and left of the crop, height and width of the target."""
 
@@ -109,10 +113,10 @@ class Batch:
         return replace(self, text=Conditioning(text, pooled))
 
     def to(self, device: torch.device) -> Batch:
-        """The same on ``device``; to a GPU from pinned memory, so that the copy overlaps with what runs there."""
+        """Latents as they are, texts and ids on ``device``; to a GPU from pinned memory, so that the copy overlaps with what runs there."""
         pooled = None if self.text.pooled is None else moved(self.text.pooled, device)
         ids = None if self.ids is None else moved(self.ids, device)
-        return Batch(moved(self.target, device), moved(self.pivot, device), Conditioning(moved(self.text.text, device), pooled), ids)
+        return Batch(moved(self.target, device), moved(self.pivot, device), Conditioning(moved(self.text.text, device), pooled), ids=ids)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -135,7 +139,8 @@ class Encoder:
     def latents(self, picture: NDArray[np.uint8]) -> dict[str, Tensor]:
         """``target`` and ``pivot`` of a picture, (H, W, 3) uint8: E(x) and E(Downsample(x)), (C, h, w) float32, scaled.
 
-        With buckets those of the picture's bucket, and for SDXL its size ``ids``, (6,) float32.
+        With buckets those of the picture's bucket, and for SDXL its size ``ids``, (6,) float32. Where the posterior is sampled ``target_std`` and
+        ``pivot_std`` as well.
 
         Raises:
             SettingsError: the picture is smaller than the target.
@@ -146,7 +151,7 @@ class Encoder:
             raise SettingsError(f"{size[1]}x{size[0]} pixels cover no bucket of adaptation.size={recipe.size}; lower it, or curate bigger pictures")
         covered, corner = _cover(picture, target)
         pixels = torch.from_numpy(covered).permute(2, 0, 1)[None].float() / 127.5 - 1
-        made = {"target": self._encode(pixels), "pivot": self._encode(avg_pool2d(pixels, 2))}
+        made = self._encode("target", pixels) | self._encode("pivot", avg_pool2d(pixels, 2))
         return made | {"ids": torch.tensor([*size, *corner, *target], dtype=torch.float32)} if recipe.buckets and self.family.size_ids else made
 
     @torch.no_grad()
@@ -160,10 +165,12 @@ class Encoder:
         both = encode(self.pipeline, self.family, prompt=[EMPTY], negative_prompt=None, per_prompt=1, guided=True)
         return _named(Conditioning(both.text[:1], None if both.pooled is None else both.pooled[:1]))
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        mean = self.vae.encode(pixels.to(self.vae.device, memory_format=torch.channels_last)).latent_dist.mode()
-        scaled: Tensor = (mean - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
-        return scaled[0].float().cpu().contiguous()
+    def _encode(self, name: str, pixels: Tensor) -> dict[str, Tensor]:
+        posterior, config = self.vae.encode(pixels.to(self.vae.device, memory_format=torch.channels_last)).latent_dist, self.vae.config
+        found = {name: (posterior.mode() - (config.shift_factor or 0.0)) * config.scaling_factor}
+        if self.recipe.posterior == "sample":
+            found[f"{name}_std"] = posterior.std * config.scaling_factor
+        return {kind: tensor[0].float().cpu().contiguous() for kind, tensor in found.items()}
 
 
 def shard_key(recipe: Recipe, shard: str) -> str:
@@ -279,10 +286,15 @@ class LatentCache:
     def batch(self, keys: Iterable[str]) -> Batch:
         """The samples of these keys, all of one bucket, in this order."""
         keys = list(keys)
-        stacked: dict[str, Tensor] = {kind: torch.stack([self._file[key].tensor(f"{key}/{kind}") for key in keys]) for kind in ("target", "pivot", "text")}
-        pooled = torch.stack([self._file[key].tensor(f"{key}/pooled") for key in keys]) if f"{EMPTY}/pooled" in self._empty.names else None
-        ids = torch.stack([self._file[key].tensor(f"{key}/ids") for key in keys]) if f"{keys[0]}/ids" in self._file[keys[0]].names else None
-        return Batch(stacked["target"], stacked["pivot"], Conditioning(stacked["text"], pooled), ids)
+
+        def stacked(kind: str) -> Tensor:
+            return torch.stack([self._file[key].tensor(f"{key}/{kind}") for key in keys])
+
+        def if_there(kind: str) -> Tensor | None:
+            return stacked(kind) if f"{keys[0]}/{kind}" in self._file[keys[0]].names else None
+
+        text = Conditioning(stacked("text"), if_there("pooled"))
+        return Batch(stacked("target"), stacked("pivot"), text, if_there("target_std"), if_there("pivot_std"), if_there("ids"))
 
     def empty(self) -> Conditioning:
         """The empty caption, a batch of one."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfcascade.adaptation.cache import Batch, LatentCache, moved
+from selfcascade.adaptation.latent_noise import LatentNoise
 from selfcascade.adaptation.loss import draw_timesteps, last_timestep, noise_loss, stratified_timesteps
 from selfcascade.baselines.lora import Lora
 from selfcascade.cascade.families import Prediction
@@ -88,6 +89,7 @@ class _Denoising(ABC, Generic[Network]):
             device: where the networks run.
         """
         self.settings, self.device = settings, device
+        self.latent_noise = LatentNoise.of(settings)
         self.unet = unet.to(device)
         self.trained = trained
         self.weight_decay = settings.weight_decay
@@ -99,17 +101,18 @@ class _Denoising(ABC, Generic[Network]):
             self.unet.enable_gradient_checkpointing()
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
-        """Timesteps under ``below``, noise and which captions are dropped, in this order."""
+        """Timesteps under ``below``, noise, which captions are dropped, and the noise of latents, in this order."""
         timesteps = stratified_timesteps if self.settings.timesteps == "stratified" else draw_timesteps
         t = timesteps(shape[0], below=self.below, generator=generator)
         noise = torch.randn(shape, generator=generator)
-        return t, noise, torch.rand(shape[0], generator=generator) < self.settings.caption_dropout
+        dropped = torch.rand(shape[0], generator=generator) < self.settings.caption_dropout
+        return t, noise, dropped, *self.latent_noise.draw(shape, generator)
 
     def loss(self, batch: Batch, *draws: Tensor) -> Tensor:
         """The UNet's error, weighted by ``settings.snr_gamma``."""
         settings, device = self.settings, self.device
-        t, noise, dropped = draws
-        batch = batch.without_captions(dropped, self.empty).to(device)
+        t, noise, dropped, *of_latents = draws
+        batch = self.latent_noise.on(batch, tuple(of_latents)).without_captions(dropped, self.empty).to(device)
         conditioning = batch.conditioning(settings.size)
         return noise_loss(
             lambda z, t: self.predicted(z, t, batch, conditioning),
@@ -166,7 +169,7 @@ class FinetuneObjective(_Denoising[Lora | UNet2DConditionModel]):
 
 
 class LatentObjective:
-    """Distance between the target latent E(x) and what the latent upscaler makes of the pivot latent E(Downsample(x)). Nothing is drawn.
+    """Distance between the target latent E(x) and what the latent upscaler makes of the pivot latent E(Downsample(x)).
 
     ``l2`` leads to the conditional mean, the best start of a later stage (see :mod:`selfcascade.cascade.latent_upscaler`); ``l1`` to the conditional
     median, which is a little sharper where the upscaler stands alone.
@@ -177,14 +180,16 @@ class LatentObjective:
         self.trained = upscaler
         self.weight_decay = settings.weight_decay
         self.device = device
+        self.latent_noise = LatentNoise.of(settings)
         self.distance = F.mse_loss if settings.upscaler.loss == "l2" else F.l1_loss
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:
-        """Nothing."""
-        return ()
+        """The noise of latents: nothing unless the settings ask for it."""
+        return self.latent_noise.draw(shape, generator)
 
     def loss(self, batch: Batch, *draws: Tensor) -> Tensor:
         """Mean over batch, channels and positions."""
+        batch = self.latent_noise.on(batch, draws)
         target, pivot = moved(batch.target, self.device), moved(batch.pivot, self.device)
         grown = self.trained(pivot, (target.shape[-2], target.shape[-1]))
         return self.distance(grown.float(), target)
