@@ -102,14 +102,14 @@ def test_run_again_does_nothing(world: Store, settings: AdaptationSettings, monk
     assert adapt(settings, world) == ref
 
 
-def test_an_emulated_precision_is_told_once(world: Store, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_precision_is_told_once(world: Store, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """When the run trains, not when it is run again."""
-    monkeypatch.setattr(precision, "slowdown", lambda dtype: "slower")
-    settings = tiny_settings(tiny_base, name="emulated", steps=1)
+    monkeypatch.setattr(precision, "slowdown", lambda dtype: 3.0)
+    settings = tiny_settings(tiny_base, name="slow", steps=1, compute=ComputeSettings(dtype="bfloat16", threads=1))
     with caplog.at_level("WARNING"):
         adapt(settings, world, device="cpu")
         adapt(settings, world, device="cpu")
-    line = "adaptation.compute.dtype=float32 is emulated by this CPU, slower than float32; set it to float32, or use a GPU"
+    line = "adaptation.compute.dtype=bfloat16 is 3.0 times slower than float32 on this CPU; set it to float32, or use a GPU"
     assert caplog.messages.count(line) == 1
 
 

@@ -268,14 +268,14 @@ def test_a_base_of_another_shape_is_refused(store, dataset):
         pretrain.train_base(wider, store, pretrain.plan_pretraining(wider, store))
 
 
-def test_an_emulated_precision_is_told_before_the_first_step(store, dataset, monkeypatch, caplog):
+def test_a_slow_precision_is_told_before_the_first_step(store, dataset, monkeypatch, caplog):
     """And nothing is told of a base that is trained already."""
-    monkeypatch.setattr(precision, "slowdown", lambda dtype: "slower")
-    settings = base_settings()
+    monkeypatch.setattr(precision, "slowdown", lambda dtype: 3.0)
+    settings = base_settings().model_copy(update={"compute": ComputeSettings(dtype="bfloat16")})
     for warnings in (1, 0):
         caplog.clear()
         plan = pretrain.plan_pretraining(settings, store)
         with caplog.at_level("WARNING"):
             pretrain.train_base(settings, store, plan)
-        assert sum(line.startswith("pretraining.compute.dtype=float32 is emulated by this CPU, slower") for line in caplog.messages) == warnings
+        assert sum(line.startswith("pretraining.compute.dtype=bfloat16 is 3.0 times slower") for line in caplog.messages) == warnings
         pretrain.publish_pretraining(settings, store, plan)
