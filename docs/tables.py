@@ -18,7 +18,7 @@ RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
 PERFORMANCE = ROOT / "docs/performance.md"
 BENCHES = ROOT / "docs/results"
-"""``sweep.json``, ``sampling.json``, ``training.json``, ``speed.json`` and ``memory.json``, as the scripts in ``tests/bench`` of these names write them."""
+"""A file for each of :data:`BLOCKS`, as the script in ``tests/bench`` of its name writes it."""
 CASCADE = {
     "base": "the base's own picture, at its own size",
     "lanczos": "the base's own picture, enlarged by Pillow's Lanczos filter",
@@ -45,7 +45,7 @@ def filled(text: str) -> str:
 
 def filled_performance(text: str) -> str:
     """The performance page with the tables between their marks made anew."""
-    for block, make in (("sampling", sampling), ("training", training), ("speed", speed), ("memory", memory), ("sweep", sweep)):
+    for block, make in BLOCKS.items():
         path = BENCHES / f"{block}.json"
         body = make(json.loads(path.read_bytes())) if path.exists() else f"`tests/bench/{block}.py` measures them."
         text = between(text, block, body)
@@ -154,6 +154,49 @@ def memory(records: list[dict[str, Any]]) -> str:
     for (base, side, device, networks), row in cells.items():
         lines.append(_row([base, f"{side} px", device, f"{networks:,}", *(f"{row[tier]:,}" if tier in row else "–" for tier in tiers)]))
     return "\n".join(lines)
+
+
+def upscalers(record: dict[str, Any]) -> str:
+    """Markdown: what each way to enlarge the pivot makes of its latent, and what the cascade makes of that."""
+    names = [metric for metric in METRICS if metric.name in next(iter(record["cascade"].values()))]
+    lines = [
+        _row(["pivot enlarged by", "latent RMSE", "PSNR to D(E(x)), dB", "ms a picture", *(heading(metric) for metric in names)]),
+        _row(["---", *["---:"] * (3 + len(names))]),
+    ]
+    for label, numbers in record["cascade"].items():
+        latent = record["latents x2"].get(label)
+        quality = ["–"] * 3 if latent is None else [f"{latent['latent_rmse']:.3f}", f"{latent['psnr_to_decoded_db']:.1f}", f"{latent['ms']:.1f}"]
+        lines.append(_row([label, *quality, *(_cell(Number(value=value, error=error), metric) for metric in names for value, error in [numbers[metric.name]])]))
+    given = record["arguments"]
+    about = (
+        f"Latents of {given['pictures']} held-out pictures, from {int(given['size']) // 2} to {given['size']} px; the tuning-free cascade on "
+        f"{given['prompts']} prompts of the tune split, K / T = {float(given['start']):g}, on `{record['base'].partition('@')[0]}`; ± is a standard error."
+    )
+    learned = f" The learned upscaler has {record['parameters']:,} numbers." if "parameters" in record else ""
+    return "\n".join([*lines, "", about + learned])
+
+
+def seeds(record: dict[str, Any]) -> str:
+    """Markdown: by how much the tuned row of the demo lies below the tuning-free one, for each seed of the training."""
+    rows = [(metric, record["rows"][metric.name]) for metric in METRICS if metric.name in record["rows"]]
+    tried = sorted(rows[0][1]["gains"], key=int)
+    lines = [_row(["distance", *(f"seed {seed}" for seed in tried), "mean", "deviation"]), _row(["---", *["---:"] * (len(tried) + 2)])]
+    for metric, row in rows:
+        values = [*(row["gains"][seed] for seed in tried), row["mean"], row["spread"]]
+        lines.append(_row([heading(metric), *(_cell(Number(value=value), metric) for value in values)]))
+    return "\n".join([*lines, "", f"{record['prompts']} prompts. {_made(record)}"])
+
+
+BLOCKS = {
+    "sampling": sampling,
+    "training": training,
+    "seeds": seeds,
+    "speed": speed,
+    "memory": memory,
+    "upscalers": upscalers,
+    "sweep": sweep,
+}
+"""What fills each block of the performance page, from the file of its name."""
 
 
 def _made(record: dict[str, Any]) -> str:
