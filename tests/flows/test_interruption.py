@@ -93,7 +93,8 @@ def test_a_preempted_training_loses_no_step(selfcascade, tmp_path, whom):
     """
     options = small(adaptation__steps=36, adaptation__checkpoint_steps=15, adaptation__validation_samples=4)
     assert selfcascade("curate", *options).returncode == 0
-    run = interrupted(tmp_path, signal.SIGTERM, whom, "after:cache:3", ["adapt", *options])
+    # Latents of two shards and the record of the run are written to the cache before it.
+    run = interrupted(tmp_path, signal.SIGTERM, whom, "after:cache:4", ["adapt", *options])
     until(lambda: not processes(tmp_path), 60)
     first, last, *rest = checkpoints(tmp_path)
     assert first == 15 < last < 30
