@@ -16,8 +16,9 @@ demo: $(VENV)/.user
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
+# One after another: they kill, fill and start whole servers, which wait for each other as long as a quiet machine needs.
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PARALLEL) -m full
+	$(BIN)/python -m pytest -m full
 
 # The method and the baselines on the lowest diffusers that the packaging allows; `make test` has the highest.
 test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
