@@ -12,6 +12,9 @@ import pytest
 from selfcascade.config import StoreSettings
 from selfcascade.storage import Store, embedded
 
+# Several processes of tests, each with as many threads as there are cores, wait for each other far longer than they compute; commands inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 for _name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[_name]  # the tests use the embedded store, whatever the user's shell points at
 
