@@ -70,7 +70,7 @@ $(VENV)/.user: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,http,peers,lora,tensorboard,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,http,language,heif,peers,lora,tensorboard,dev]'
 	touch $@
 
 # Another diffusers in front of everything else that is installed, torch too.

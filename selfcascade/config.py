@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from PIL import ImageColor
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from selfcascade.settings import Settings, later, where
@@ -107,7 +108,18 @@ class UrlsSource(Settings):
 Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource, Field(discriminator="kind")]
 
 
-Shape = Literal["square", "keep"]
+Shape = Literal["square", "keep", "original"]
+Encoding = Literal["png", "webp", "jpeg"]
+
+
+class ScorerSettings(Settings):
+    """A score of your own: a function of the stored picture, uint8 (H, W, 3), and its caption, that returns a number."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="column of the score")
+    call: str = where(pattern=r"^[\w.]+:\w+$", description="the function, as package.module:function")
+    version: str = Field("1", description="of the function and its model: another version is another dataset")
+    min: float | None = Field(None, description="pictures below are left out; unset: none")
+    max: float | None = Field(None, description="pictures above are left out; unset: none")
 
 
 class FilterSettings(Settings):
@@ -116,22 +128,48 @@ class FilterSettings(Settings):
     min_side: int = Field(256, ge=1, description="smallest side in pixels of the decoded picture")
     max_pixels: int = Field(100_000_000, ge=1, le=178_956_970, description="larger pictures are refused before they are decoded")
     max_aspect: float = Field(3.0, ge=1, description="longer side over shorter side")
+    min_area: int = Field(1, ge=1, description="smallest area in pixels of the decoded picture")
+    min_bytes_per_pixel: float = Field(0.0, ge=0, description="a file with fewer bytes a pixel was squeezed too hard")
     blank_std: float = Field(2.0, ge=0, description="if no 8-bit channel has this standard deviation the picture is blank")
+    min_sharpness: float = Field(0.0, ge=0, description="least variance of the Laplacian of the stored picture's luma; blurred photographs are below 50 or so")
+    min_entropy: float = Field(0.0, ge=0, le=8, description="least entropy of the stored picture's luma, in bits a pixel")
+    max_border: float = Field(1.0, ge=0, le=1, description="largest share of height or width that even bars along the edges may take")
     min_caption_chars: int = Field(1, ge=0, description="shortest caption")
     max_caption_chars: int = Field(2000, ge=1, description="longest caption")
+    max_caption_copies: int | None = Field(None, ge=1, description="a caption that more inputs have is boilerplate; unset: any number")
+    blocked_words: tuple[str, ...] = Field((), description="words or phrases, whatever their case, that a caption must not hold")
+    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes of which a caption must be one, as py3langid guesses (extra language); empty: any")
+    scorers: tuple[ScorerSettings, ...] = Field((), description="scores of models of your own, called for each stored picture")
 
 
 class CurationSettings(Settings):
     """From a pile of pictures to clean, deterministic shards."""
 
+    FORMAT = 2  # libvips decodes; tables hold scores and offsets
+
     name: Name = where("pictures", description="name of the dataset artifact")
     source: Source = Field(TwemojiSource(), description="where pictures and captions come from")
     size: int = Field(256, ge=8, le=16384, multiple_of=8, description="shorter side of the stored pictures in pixels; none is enlarged")
-    shape: Shape = later("square", description="square: the centre is cropped; keep: the whole picture in its own shape, for adaptation.buckets")
+    shape: Shape = Field(
+        "square", description="square: the centre is cropped; keep: all of it in its own shape, for adaptation.buckets; original: its own size, at least `size`"
+    )
+    background: str = Field("white", description="colour that transparent pictures are laid on, by name or as #rrggbb")
+    linear_light: bool = Field(False, description="resize in linear light: small bright things keep their brightness, and edges may ring")
+    encoding: Encoding = Field("png", description="format of the stored pictures; png loses nothing")
+    quality: int = Field(95, ge=1, le=100, description="of webp and jpeg")
     filters: FilterSettings = FilterSettings()
     tune: float = Field(0.1, ge=0, lt=1, description="share of keys in the tune split")
     test: float = Field(0.1, ge=0, lt=1, description="share of keys in the test split")
     shard_inputs: int = Field(512, ge=1, le=100_000, description="inputs a shard is made from")
+
+    @field_validator("background")
+    @classmethod
+    def _background_is_a_colour(cls, background: str) -> str:
+        try:
+            ImageColor.getrgb(background)
+        except ValueError:
+            raise ValueError(f"{background!r} is no colour; use a name of CSS or #rrggbb") from None
+        return background
 
     @model_validator(mode="after")
     def _train_remains(self) -> CurationSettings:
@@ -393,6 +431,8 @@ class PromptSettings(Settings):
 
 class GenerationSettings(Settings):
     """Bulk sampling of prompts by one method."""
+
+    FORMAT = 2  # libvips encodes the pictures
 
     name: Name = where("samples", description="name of the samples artifact")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")

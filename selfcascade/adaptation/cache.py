@@ -8,7 +8,6 @@ sample's key in its name: nothing is matched by position. Its shape says which b
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -202,14 +201,13 @@ def encode_shard(store: Store, dataset: Artifact, name: str, encoder: Encoder) -
     with torch_threads(encoder.recipe.threads), TemporaryDirectory(prefix="selfcascade-") as folder:
         path = Path(folder, name)
         dataset.download(name, path)
-        for fields, png in read_tar(path):
+        for stored in read_tar(path):
+            fields = stored.fields
             key, split = fields["key"], fields["split"]
             if split not in SPLITS:
                 continue
-            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-                picture = np.array(image.convert("RGB"))
             try:
-                made = encoder.latents(picture) | encoder.text(fields["caption"])
+                made = encoder.latents(stored.pixels()) | encoder.text(fields["caption"])
             except SettingsError as error:
                 raise SettingsError(f"{dataset.ref}, picture {key}: {error}") from None
             tensors |= {f"{key}/{kind}": tensor for kind, tensor in made.items()}

@@ -80,7 +80,7 @@ def stage_listing(settings: CurationSettings, store: Store, plan: CurationPlan) 
         entries = _list(source, settings, store)
         if entries.version != plan.listing:
             raise SettingsError(f"source: {source.label} changed after it was listed; let nothing write there meanwhile and run again")
-    marked = mark_duplicates(_check_captions(entries, settings.filters))
+    marked = mark_duplicates(_check_captions(entries, settings.filters), settings.filters)
     todo = set(plan.todo)
     there = {info.key for info in store.list(_slices(plan))}
     for index in range(plan.units):
@@ -190,9 +190,8 @@ def _keep(source: Source, entries: Iterable[Entry], settings: CurationSettings, 
             if entry.reason is not None:
                 raise Rejected(entry.reason)
             picture = source.picture(entry, settings)
-            filters.check_content(picture.image, settings.filters)
         except Rejected as rejection:
-            rejected[entry.key] = _row(entry, settings, reason=rejection.reason)
+            rejected[entry.key] = _row(entry, settings, reason=rejection.reason) | rejection.found
         else:
             yield entry, picture, _split(entry, settings)
 

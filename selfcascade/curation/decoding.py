@@ -1,4 +1,7 @@
-"""Decoding: from the bytes of one file to an upright RGB picture on white, or to the reason why not."""
+"""Decoding: from the bytes of one file to upright RGB pixels of the target size, or to the reason why not.
+
+Pillow reads the header, and refuses; libvips decodes and resizes, in one pass over the file and with the picture never in memory as a whole.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
-from selfcascade.config import Shape
+from selfcascade.config import CurationSettings
 from selfcascade.curation.record import Rejected
+from selfcascade.curation.vips import pyvips
 
 FORMATS = {
     "png": "PNG",
@@ -23,10 +31,33 @@ FORMATS = {
     "tiff": "TIFF",
     "avif": "AVIF",
 }
-"""Format by extension. Formats that run programs or interpreters (EPS, PDF, SVG) are left out on purpose."""
+"""Format by extension. Formats that run programs or interpreters (EPS, PDF) are left out on purpose."""
 
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+    FORMATS |= {"heic": "HEIF", "heif": "HEIF"}
+
+_BY_PILLOW = frozenset({"BMP", "HEIF"})
+"""What this libvips has no loader for."""
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"}
 _SRGB = ImageCms.createProfile("sRGB")
+SHRINK_GAP = 2.0
+"""Least factor between a JPEG that is shrunk by its decoder and the target: what is left for the filter, so that the eye sees no difference."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """Pixels, and the size of what they were made from."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3), sRGB."""
+    width: int
+    height: int
+    """Pixels of the source, upright."""
 
 
 def format_of_name(name: str) -> str | None:
@@ -68,49 +99,90 @@ def open_picture(data: bytes, name: str | None, *, max_pixels: int) -> Image.Ima
     return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode: EXIF orientation applied, the embedded profile converted to sRGB where it can be, transparency laid on white.
+def decode(data: bytes, image: Image.Image, settings: CurationSettings) -> Decoded:
+    """Decode and fit: EXIF orientation applied, the embedded profile converted to sRGB where it can be, transparency laid on the background, Lanczos.
+
+    Args:
+        data: the file.
+        image: its header, as :func:`open_picture` gives it; at least as large as the target.
+        settings: size, shape, background and light.
 
     Raises:
         Rejected: the file ends before the picture does, or its pixels are damaged.
     """
-    with _reasons("damaged: the pixels cannot be decoded"):
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        profile = image.info.get("icc_profile")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            opaque = _to_srgb(image.convert("RGB"), profile)
-            opaque.putalpha(image.getchannel("A"))
-            return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
-        return _to_srgb(image if image.mode == "L" and profile else image.convert("RGB"), profile).convert("RGB")
+    try:
+        opened = _opened(data, image, settings)
+        orientation = opened.get("orientation") if opened.get_typeof("orientation") else 1
+        width, height = reversed(image.size) if orientation >= 5 else image.size
+        fitted = _turned(_fitted(opened, image, settings), orientation)
+        return Decoded(cast(NDArray[np.uint8], fitted.numpy()), width, height)
+    except pyvips.Error:
+        with _reasons("damaged: the pixels cannot be decoded"):
+            image.load()  # it tells a file that ends early from one that is damaged
+        raise Rejected("damaged: the pixels cannot be decoded") from None
 
 
-def fit(image: Image.Image, size: int, shape: Shape = "square") -> Image.Image:
-    """``image`` with a shorter side of ``size`` pixels (Lanczos), resampled once: its centre square, or all of it.
-
-    The picture must be at least as large. The result has no metadata, so that none reaches the shard.
-    """
-    side = min(image.size)
-    width, height = (side, side) if shape == "square" else image.size
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    target = (round(width * size / side), round(height * size / side))
-    fitted = image.resize(target, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
-    fitted.info.clear()
-    return fitted
+def _opened(data: bytes, image: Image.Image, settings: CurationSettings) -> Any:
+    """The file as libvips' image, which decodes as it is asked for rows."""
+    if image.format in _BY_PILLOW:
+        with _reasons("damaged: the pixels cannot be decoded"):
+            return pyvips.Image.new_from_array(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+    options: dict[str, Any] = {"access": "sequential", "fail_on": "error"}
+    if image.format in ("JPEG", "MPO") and settings.shape != "original":
+        options["shrink"] = next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or min(image.size) >= SHRINK_GAP * settings.size * shrink)
+    return pyvips.Image.new_from_buffer(data, "", **options)
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _fitted(opened: Any, image: Image.Image, settings: CurationSettings) -> Any:
+    """Three bytes a pixel, cropped and resized, not yet upright."""
+    profile = image.info.get("icc_profile")
+    if opened.bands < 3:
+        opened = opened.colourspace("srgb")
+    if opened.hasalpha():
+        opened = _to_srgb(opened, profile).flatten(background=ImageColor.getrgb(settings.background)[:3])
+        profile = None
+    width, height = opened.width, opened.height
+    if settings.shape == "square":
+        width = height = min(width, height)
+        opened = opened.crop((opened.width - width) // 2, (opened.height - height) // 2, width, height)
+    wide, high = _target(image, settings)
+    if (wide, high) != (width, height):
+        if settings.linear_light:
+            opened = opened.colourspace("scrgb")
+        opened = opened.resize(wide / width, vscale=high / height, kernel="lanczos3")
+        if settings.linear_light:
+            opened = opened.colourspace("srgb")
+    return _to_srgb(opened, profile).cast("uchar").copy_memory()
+
+
+def _target(image: Image.Image, settings: CurationSettings) -> tuple[int, int]:
+    """Width and height before any turn, from the sizes of the file: a decoder that shrinks rounds them."""
+    if settings.shape == "original":
+        return image.size
+    if settings.shape == "square":
+        return settings.size, settings.size
+    width, height = (round(side * settings.size / min(image.size)) for side in image.size)
+    return width, height
+
+
+def _turned(image: Any, orientation: int) -> Any:
+    """An EXIF orientation undone."""
+    if orientation in (2, 4, 5, 7):
+        image = image.fliphor()
+    angle = {3: "d180", 4: "d180", 5: "d270", 6: "d90", 7: "d90", 8: "d270"}.get(orientation)
+    return image if angle is None else image.rot(angle)
+
+
+def _to_srgb(image: Any, profile: bytes | None) -> Any:
     if not profile:
         return image
     try:
         embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if (embedded.profile.profile_description or "").startswith("sRGB"):
+        if (embedded.profile.profile_description or "").startswith("sRGB") or embedded.profile.xcolor_space.strip() != "RGB":
             return image
-        converted = ImageCms.profileToProfile(image, embedded, _SRGB, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image.icc_transform("srgb", embedded=True, intent="relative").copy_memory()
+    except (ImageCms.PyCMSError, pyvips.Error, OSError, ValueError):
         return image  # a broken profile, or one for another colour space: the numbers are taken for sRGB, as browsers do
-    return image if converted is None else converted
 
 
 def _bits(image: Image.Image, data: bytes) -> int:

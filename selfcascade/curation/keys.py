@@ -27,7 +27,7 @@ def keys_of(names: Iterable[str]) -> dict[str, str]:
             keys[members[0]] = _natural(members[0])
             continue
         for name in sorted(members):
-            digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
             length = next(length for length in (8, 12, 64) if length == 64 or f"{folded}-{digest[:length]}" not in taken)
             # 64 digits leave room for no more than the start of the name, and need none.
             keys[name] = f"{_natural(name)}-{digest[:length]}" if length < 64 else digest

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from selfcascade.config import CurationSettings
 from selfcascade.curation import filters
-from selfcascade.curation.decoding import fit, open_picture, to_rgb
-from selfcascade.curation.record import Picture
+from selfcascade.curation.decoding import decode, open_picture
+from selfcascade.curation.encoding import encode
+from selfcascade.curation.record import Picture, Rejected
+from selfcascade.curation.scores import scores_of
 
 
-def picture_of(data: bytes, name: str | None, settings: CurationSettings) -> Picture:
-    """Check, decode and fit.
+def picture_of(data: bytes, name: str | None, settings: CurationSettings, caption: str | None = None) -> Picture:
+    """Check, decode, fit, score and encode.
 
     Args:
         data: the file.
         name: what its extension promises must be so; None: the content alone says what it is.
         settings: the target and the filters.
+        caption: for scorers of the user's.
 
     Raises:
         Rejected: it is left out, for this reason.
     """
     image = open_picture(data, name, max_pixels=settings.filters.max_pixels)
-    filters.check_shape(*image.size, settings.filters, size=settings.size)
-    upright = to_rgb(image)
-    return Picture(fit(upright, settings.size, settings.shape), upright.width, upright.height, hashlib.sha256(data).hexdigest())
+    width, height = image.size
+    try:
+        filters.check_shape(width, height, settings.filters, size=settings.size)
+        decoded = decode(data, image, settings)
+    except Rejected as rejected:
+        raise Rejected(rejected.reason, width=width, height=height) from None
+    source = {"width": decoded.width, "height": decoded.height, "sha256": hashlib.sha256(data).hexdigest()}
+    return scored(decoded.pixels, settings, caption, bytes_per_pixel=len(data) / (width * height), **source)
+
+
+def scored(pixels: NDArray[np.uint8], settings: CurationSettings, caption: str | None, *, bytes_per_pixel: float, **source: Any) -> Picture:
+    """The picture that is stored of fitted ``pixels``, uint8 (H, W, 3); it is encoded only if its scores pass.
+
+    Raises:
+        Rejected: a score is out of bounds; carries all of them.
+    """
+    scores = scores_of(pixels, bytes_per_pixel=bytes_per_pixel, caption=caption, scorers=settings.filters.scorers)
+    try:
+        filters.check_scores(scores, settings.filters)
+    except Rejected as rejected:
+        raise Rejected(rejected.reason, scores=scores, **source) from None
+    return Picture(*encode(pixels, settings.encoding, settings.quality), scores=scores, **source)

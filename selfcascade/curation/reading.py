@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from selfcascade.curation import shards
 from selfcascade.curation.splits import Split
@@ -41,10 +39,10 @@ def read_samples(artifact: Artifact, split: Split | None = None) -> Iterator[Sam
         for name in names:
             path = Path(folder, name)
             artifact.download(name, path)
-            for fields, png in shards.read_tar(path):
+            for stored in shards.read_tar(path):
+                fields = stored.fields
                 if split is None or fields["split"] == split:
-                    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-                        yield Sample(fields["key"], np.array(picture.convert("RGB")), fields["caption"], fields["split"])
+                    yield Sample(fields["key"], stored.pixels(), fields["caption"], fields["split"])
             path.unlink()
 
 

@@ -8,14 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
-
 from selfcascade.curation.splits import Split
 from selfcascade.settings import canonical_json
 
 
 class Rejected(Exception):
     """One input does not make it into the dataset; the run goes on. The message is the reason: its kind, a colon, and what was found."""
+
+    def __init__(self, reason: str, **found: Any) -> None:
+        """Args: the reason; columns of the table that are known nevertheless."""
+        super().__init__(reason)
+        self.found = found
 
     @property
     def reason(self) -> str:
@@ -47,6 +50,8 @@ class Entry:
     """The split that the source puts it in; None: drawn from the key."""
     extra: dict[str, Any] | None = None
     """What the source says of it beside the caption, as plain JSON values by name."""
+    place: str | None = None
+    """Where in the source it lies, if ``source`` alone does not say."""
 
     def rejected(self, reason: str) -> Entry:
         """The same input with a reason."""
@@ -55,8 +60,11 @@ class Entry:
     def to_line(self) -> bytes:
         """One line of JSON, equal for equal entries."""
         fields = [self.key, self.source, self.size, self.digest, self.caption, self.reason]
-        more = [] if self.split is None and self.extra is None else [self.split, self.extra]
-        return canonical_json(fields + more) + b"\n"
+        more = [self.split, self.extra, self.place]
+        while more and more[-1] is None:
+            more.pop()
+        # A listing keeps the version that it had before any of these was known.
+        return canonical_json(fields + (more if len(more) != 1 else [*more, None])) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Entry:
@@ -72,14 +80,18 @@ def version_of_listing(entries: Iterable[Entry]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """An input that was decoded and brought to the target."""
+    """An input as a shard stores it."""
 
-    image: Image.Image
-    """Mode RGB, square, sRGB, without metadata."""
+    data: bytes
+    """The encoded picture: RGB, sRGB, without metadata."""
+    extension: str
+    """png, webp or jpg."""
     width: int
     height: int
     """Pixels of the source, upright."""
     sha256: str
     """Of the source's content."""
+    scores: dict[str, float | str]
+    """See :mod:`selfcascade.curation.scores`."""

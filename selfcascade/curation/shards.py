@@ -8,13 +8,18 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
+from selfcascade.curation import scores
+from selfcascade.curation.encoding import FORMATS
 from selfcascade.curation.record import Entry, Picture, kind_of
 from selfcascade.settings import canonical_json
 from selfcascade.storage import IntegrityError
@@ -30,18 +35,17 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
-        ("png_sha256", pa.string()),
+        ("picture_sha256", pa.string()),
+        ("offset", pa.int64()),
+        *scores.SCHEMA,
     ]
 )
-"""Columns of a shard's table. ``sha256``, ``width`` and ``height`` describe the input (if it is rejected only the hash, where the listing has it);
-``png_sha256`` is the stored picture's."""
+"""Columns of a shard's table. ``sha256``, ``width`` and ``height`` describe the input, as far as it was read before it was rejected;
+``picture_sha256`` is the stored picture's, and ``offset`` the byte of the tar at which its sample begins. Scores are those of
+:mod:`selfcascade.curation.scores`, of every picture that could be decoded, and those of scorers of the user's."""
 
 EXTRA = pa.field("extra", pa.string())
 """Further column of the tables of a source that says more of its inputs than a caption: a JSON object."""
-
-COMPRESSION = 4
-"""Of zlib. Beside Pillow's default, 6: a third to two thirds of the time on pictures full of detail, four fifths or more on flat drawings, and files up to 4 %
-larger."""
 
 
 def tar_name(index: int) -> str:
@@ -60,7 +64,7 @@ def stats_name(index: int) -> str:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[Entry, Picture, str]]) -> None:
-    """Tar of ``<key>.json``, ``<key>.png`` and ``<key>.txt`` for each (entry, picture, split), in the order given.
+    """Tar of ``<key>.json``, ``<key>.png`` (or .webp, .jpg) and ``<key>.txt`` for each (entry, picture, split), in the order given.
 
     No clock, no user, no metadata of the source: equal samples give equal bytes. ``samples`` is consumed lazily, one picture at a time.
     """
@@ -75,21 +79,46 @@ def write_tar(path: Path, samples: Iterable[tuple[Entry, Picture, str]]) -> None
                 "height": picture.height,
                 "caption": entry.caption or "",
                 "split": split,
+                "scores": picture.scores,
             }
             if entry.extra is not None:
                 fields["extra"] = entry.extra
             add_member(tar, f"{entry.key}.json", canonical_json(fields))
-            add_member(tar, f"{entry.key}.png", png_bytes(picture.image))
+            add_member(tar, f"{entry.key}.{picture.extension}", picture.data)
             add_member(tar, f"{entry.key}.txt", (entry.caption or "").encode())
 
 
-def read_tar(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Metadata and PNG of each sample of a tar that :func:`write_tar` wrote, in its order.
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """One sample of a tar."""
+
+    fields: dict[str, Any]
+    """Its metadata."""
+    data: bytes
+    """Its picture as it is stored."""
+    extension: str
+    """png, webp or jpg."""
+    offset: int
+    """Byte of the tar at which it begins."""
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture, uint8 (H, W, 3), sRGB.
+
+        Raises:
+            OSError: it cannot be decoded.
+        """
+        with Image.open(io.BytesIO(self.data), formats=[FORMATS[self.extension]]) as picture:
+            return np.array(picture.convert("RGB"))
+
+
+def read_tar(path: Path) -> Iterator[Stored]:
+    """Each sample of a tar that :func:`write_tar` wrote, in its order.
 
     Raises:
         IntegrityError: it is not such a tar.
     """
     fields: dict[str, Any] = {}
+    offset = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
@@ -97,22 +126,15 @@ def read_tar(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 file = tar.extractfile(info)
                 data = b"" if file is None else file.read()
                 if extension == "json":
-                    fields = json.loads(data)
-                elif extension == "png":
+                    fields, offset = json.loads(data), info.offset
+                elif extension in FORMATS:
                     if fields.get("key") != stem:
                         raise IntegrityError(f"shard {path.name}: {info.name} has no metadata before it")
-                    yield fields, data
+                    yield Stored(fields, data, extension, offset)
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, IntegrityError):
             raise
         raise IntegrityError(f"shard {path.name} is not a tar of samples") from None
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """PNG of an RGB picture without metadata: equal pixels give equal bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=COMPRESSION)
-    return buffer.getvalue()
 
 
 def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], order: Iterable[str]) -> bytes:
@@ -123,15 +145,25 @@ def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], order: Iterable
         rejected: row by key of each input that was left out.
         order: keys of all inputs.
     """
-    kept = {fields["key"]: fields | {"kept": True, "reason": None, "png_sha256": hashlib.sha256(png).hexdigest()} for fields, png in read_tar(path)}
-    rows = [kept.get(key) or rejected[key] for key in order]
+    rows = {sample.fields["key"]: _row(sample) for sample in read_tar(path)}
+    rows = {key: rows.get(key) or rejected[key] for key in order}
     schema = SCHEMA
-    if any(row.get("extra") is not None for row in rows):
-        schema = SCHEMA.append(EXTRA)
-        rows = [row | {"extra": None if row.get("extra") is None else canonical_json(row["extra"]).decode()} for row in rows]
+    for name in sorted({name for row in rows.values() for name in row.get("scores") or {}} - set(SCHEMA.names)):
+        schema = schema.append(pa.field(name, pa.float32()))
+    if any(row.get("extra") is not None for row in rows.values()):
+        schema = schema.append(EXTRA)
+    flat = [row | (row.get("scores") or {}) | {"extra": _json(row.get("extra"))} for row in rows.values()]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(flat, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _row(sample: Stored) -> dict[str, Any]:
+    return sample.fields | {"kept": True, "reason": None, "picture_sha256": hashlib.sha256(sample.data).hexdigest(), "offset": sample.offset}
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else canonical_json(value).decode()
 
 
 def read_table_bytes(data: bytes) -> pa.Table:

@@ -105,7 +105,7 @@ class FileSource:
             raise SourceChanged(self.label, entry.source) from None
         if kind == "sha256" and hashlib.sha256(data).hexdigest() != expected:
             raise SourceChanged(self.label, entry.source)
-        return picture_of(data, entry.source, settings)
+        return picture_of(data, entry.source, settings, entry.caption)
 
     def _digests(self, pictures: Sequence[File]) -> Iterator[str]:
         def digest(file: File) -> str:

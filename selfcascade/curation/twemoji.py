@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfcascade.config import CurationSettings, TwemojiSource
+from selfcascade.curation.picture import scored
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.tree import SourceChanged
 from selfcascade.settings import SettingsError
@@ -138,7 +139,16 @@ class Twemoji:
         record = TwemojiRecord(entry.key, entry.caption or "", codepoints, background)
         if entry.digest != f"sha256:{record.sha256}":
             raise SourceChanged(self.label, entry.source)
-        return Picture(Image.fromarray(record.render(settings.size)), settings.size, settings.size, record.sha256)
+        area = settings.size**2
+        return scored(
+            record.render(settings.size),
+            settings,
+            entry.caption,
+            bytes_per_pixel=entry.size / area,
+            width=settings.size,
+            height=settings.size,
+            sha256=record.sha256,
+        )
 
 
 @lru_cache(maxsize=1)

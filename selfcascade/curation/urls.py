@@ -85,7 +85,7 @@ class UrlSource:
             raise Rejected(f"other content: its SHA-256 is {sha256}")
         if sha256 in self.removed:
             raise Rejected("removed on request")
-        return picture_of(data, None, settings)
+        return picture_of(data, None, settings, entry.caption)
 
     def _entry(self, row: dict[str, Any]) -> Entry:
         source = self.source

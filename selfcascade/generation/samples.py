@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from selfcascade.curation.shards import add_member, png_bytes, read_tar
+from selfcascade.curation.encoding import encode
+from selfcascade.curation.shards import add_member, read_tar
 from selfcascade.generation.seeds import SampleSpec
 from selfcascade.settings import canonical_json
 from selfcascade.storage import Artifact
@@ -90,14 +90,14 @@ def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings:
                 "settings": settings,
             }
             add_member(tar, f"{spec.key}.json", canonical_json(fields))
-            add_member(tar, f"{spec.key}.png", png_bytes(Image.fromarray(sample.image)))
+            add_member(tar, f"{spec.key}.png", encode(sample.image, "png")[0])
             count += 1
     return count
 
 
 def shard_table(path: Path) -> bytes:
     """Parquet table of the tar at ``path``, one row a picture in the order of the tar: a function of the tar's bytes alone."""
-    rows = [fields | {"sha256": hashlib.sha256(png).hexdigest()} for fields, png in read_tar(path)]
+    rows = [stored.fields | {"sha256": hashlib.sha256(stored.data).hexdigest()} for stored in read_tar(path)]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
@@ -114,10 +114,9 @@ def read_generated(artifact: Artifact) -> Iterator[Sample]:
         for key in _shards(artifact, ".tar"):
             path = Path(folder, "shard.tar")
             artifact.download(key, path)
-            for fields, png in read_tar(path):
-                spec = SampleSpec(**{name: fields[name] for name in SampleSpec.__slots__})
-                with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-                    yield Sample(spec=spec, image=np.array(picture.convert("RGB")))
+            for stored in read_tar(path):
+                spec = SampleSpec(**{name: stored.fields[name] for name in SampleSpec.__slots__})
+                yield Sample(spec=spec, image=stored.pixels())
 
 
 def read_table(artifact: Artifact) -> pa.Table:

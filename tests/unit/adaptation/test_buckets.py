@@ -15,7 +15,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from tiny_run import tiny_settings, tiny_trainer
 
 from selfcascade.adaptation.adapt import adapt
@@ -28,6 +27,7 @@ from selfcascade.adaptation.validation import Validation, averaged_weights
 from selfcascade.bases import load_pipeline, resolve_base
 from selfcascade.cascade.pipeline import SelfCascadePipeline
 from selfcascade.config import AdaptationSettings, CurationSettings
+from selfcascade.curation.encoding import encode
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.shards import write_tar
 from selfcascade.settings import SettingsError
@@ -194,9 +194,9 @@ def dataset_of(store: Store, sizes: Sequence[tuple[int, int]], name: str) -> Non
     random = np.random.default_rng(0)
 
     def sample(index: int, size: tuple[int, int]) -> tuple[Entry, Picture, str]:
-        image = Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
+        image = random.integers(0, 256, (*size, 3), dtype=np.uint8)
         entry = Entry(f"p{index:02d}", f"p{index:02d}.png", 1, "sha256:0", f"picture {index}")
-        return entry, Picture(image, size[1], size[0], "0" * 64), "tune" if index % 5 == 4 else "train"
+        return entry, Picture(*encode(image, "png"), size[1], size[0], "0" * 64, {}), "tune" if index % 5 == 4 else "train"
 
     artifact = Artifact.plan(store, "datasets", name, CurationSettings(name=name, size=128), {"source": "0" * 64})
     with TemporaryDirectory() as folder:

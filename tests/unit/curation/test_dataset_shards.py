@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 import webdataset
 
+from selfcascade.curation.encoding import encode
 from selfcascade.curation.record import Entry, Picture
-from selfcascade.curation.shards import counts_of, png_bytes, read_table_bytes, read_tar, table_bytes, write_tar
+from selfcascade.curation.shards import counts_of, read_table_bytes, read_tar, table_bytes, write_tar
 from selfcascade.storage import IntegrityError
+
+
+def picture(pictures, number):
+    return Picture(*encode(np.asarray(pictures.noise(16, 16, seed=number)), "png"), 160, 120, f"{number:064d}", {"sharpness": float(number), "mine": 0.5})
 
 
 def samples(pictures, count=3):
     for number in range(count):
         entry = Entry(f"k-{number}", f"k/{number}.png", 10, f"sha256:{number}", f"thing {number}, 猫")
-        yield entry, Picture(pictures.noise(16, 16, seed=number), 160, 120, f"{number:064d}"), "train" if number else "test"
+        yield entry, picture(pictures, number), "train" if number else "test"
 
 
 def test_equal_samples_give_equal_bytes_without_clock_or_user(pictures, tmp_path):
@@ -51,7 +56,8 @@ def test_the_table_has_a_row_for_every_input(pictures, tmp_path):
     table = read_table_bytes(table_bytes(path, rejected, ["k-0", "k-1", "k-1x", "k-2"]))
     assert table.column("key").to_pylist() == ["k-0", "k-1", "k-1x", "k-2"]
     assert table.column("kept").to_pylist() == [True, True, False, True]
-    assert table.column("png_sha256").to_pylist()[0] == hashlib.sha256(png_bytes(pictures.noise(16, 16, seed=0))).hexdigest()
+    assert table.column("picture_sha256").to_pylist()[0] == hashlib.sha256(picture(pictures, 0).data).hexdigest()
+    assert table.column("sharpness").to_pylist() == [0, 1, None, 2]
     assert counts_of(table) == {"inputs": 4, "kept": 3, "rejected": 1, "rejected: duplicate": 1, "test": 1, "train": 2, "tune": 0}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfcascade.config import FilterSettings
 from selfcascade.curation.duplicates import mark_duplicates
 from selfcascade.curation.record import Entry, version_of_listing
 
@@ -15,7 +16,7 @@ ENTRIES = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.sampled_from([
 
 @given(ENTRIES)
 def test_each_content_survives_once(entries):
-    marked = list(mark_duplicates(entries))
+    marked = list(mark_duplicates(entries, FilterSettings()))
     survivors = [entry for entry in marked if entry.reason is None]
     identity = {(entry.digest, entry.source.endswith("png")) for entry in entries if entry.reason is None}
     assert len(survivors) == len(identity)

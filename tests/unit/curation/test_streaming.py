@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import islice
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset
@@ -21,6 +22,7 @@ from webdataset.gopen import gopen_schemes
 from selfcascade import StreamedDataset
 from selfcascade.config import CurationSettings
 from selfcascade.curation import readahead, shards
+from selfcascade.curation.encoding import encode
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, IntegrityError, entry_of
@@ -34,7 +36,7 @@ def image(number: int, side: int = 8) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-def published(store, folder, *, sizes=SIZES, side=8, offsets=False) -> Artifact:
+def published(store, folder, *, sizes=SIZES, side=8, offsets=True) -> Artifact:
     """A dataset as curation writes it, with a rejected input in each shard; every third sample is of the test split."""
     artifact = Artifact.plan(store, "datasets", "things", CurationSettings(name="things", size=256), {"source": f"{side:064x}"})
     number = 0
@@ -43,7 +45,8 @@ def published(store, folder, *, sizes=SIZES, side=8, offsets=False) -> Artifact:
             samples = []
             for _ in range(size):
                 entry = Entry(f"k{number:04d}", f"k{number}.png", 9, "sha256:0", f"thing {number}, 猫")
-                samples.append((entry, Picture(image(number, side), 80, 60, f"{number:064d}"), "test" if number % 3 == 2 else "train"))
+                picture = Picture(*encode(np.asarray(image(number, side)), "png"), 80, 60, f"{number:064d}", {})
+                samples.append((entry, picture, "test" if number % 3 == 2 else "train"))
                 number += 1
             path = folder / shards.tar_name(index)
             shards.write_tar(path, samples)
@@ -51,24 +54,16 @@ def published(store, folder, *, sizes=SIZES, side=8, offsets=False) -> Artifact:
             rejected = {f"{keys[0]}x": {"key": f"{keys[0]}x", "source": "x", "split": "train", "kept": False, "reason": "blank"}}
             table = shards.table_bytes(path, rejected, [keys[0], f"{keys[0]}x", *keys[1:]])
             artifact.put(shards.tar_name(index), path)
-            artifact.put(shards.table_name(index), with_offsets(path, table) if offsets else table)
+            artifact.put(shards.table_name(index), table if offsets else without_offsets(table))
             artifact.put(shards.stats_name(index), b"{}")
         artifact.publish(counts={})
     return Artifact(store, artifact.ref)
 
 
-def with_offsets(path, table: bytes) -> bytes:
-    """The table with a column that says where each kept sample begins."""
-    import tarfile
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with tarfile.open(path) as tar:
-        begins = {member.name.removesuffix(".json"): member.offset for member in tar if member.name.endswith(".json")}
-    found = pq.read_table(io.BytesIO(table))
+def without_offsets(table: bytes) -> bytes:
+    """The table as datasets of before had it."""
     sink = io.BytesIO()
-    pq.write_table(found.append_column("offset", pa.array([begins.get(key) for key in found["key"].to_pylist()], pa.int64())), sink)
+    pq.write_table(pq.read_table(io.BytesIO(table)).drop_columns(["offset"]), sink)
     return sink.getvalue()
 
 
