@@ -105,7 +105,18 @@ class UrlsSource(Settings):
     allow_private: bool = Field(False, description="private, loopback and link-local addresses may be asked too")
 
 
-Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource, Field(discriminator="kind")]
+class DatasetSource(Settings):
+    """The pictures of a published dataset, selected anew: other filters, or no near duplicates, without the files that they came from."""
+
+    kind: Literal["dataset"] = Field("dataset", description="pictures from a dataset")
+    dataset: str = where(description="dataset artifact: kind/name, or kind/name@version", min_length=1)
+    near_distance: int | None = Field(
+        None, ge=0, le=16, description="pictures whose perceptual hashes differ in at most so many of 64 bits are one, and the largest stays; unset: all stay"
+    )
+    near_to: tuple[str, ...] = where((), description="further datasets whose pictures, and what is near to them, are left out")
+
+
+Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource | DatasetSource, Field(discriminator="kind")]
 
 
 Shape = Literal["square", "keep", "original"]

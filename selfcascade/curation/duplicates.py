@@ -15,7 +15,7 @@ from selfcascade.curation import filters
 from selfcascade.curation.decoding import format_of_name
 from selfcascade.curation.record import Entry, Rejected
 
-BATCH = 8192
+BATCH = 65_536
 MEMORY = "1GB"
 """What the engine may hold before it goes to disk."""
 SCHEMA = pa.schema([("key", pa.string()), ("identity", pa.binary()), ("caption", pa.binary())])
@@ -40,9 +40,7 @@ def mark_duplicates(entries: Iterable[Entry], settings: FilterSettings) -> Itera
         settings: how many may share a caption.
     """
     with tempfile.TemporaryFile(prefix="selfcascade-") as kept, database() as connection:
-        reader = pa.RecordBatchReader.from_batches(SCHEMA, _batches(_written(entries, kept)))
-        connection.register("arriving", reader)
-        connection.execute("CREATE TABLE inputs AS SELECT * FROM arriving")
+        fill(connection, "inputs", SCHEMA, _batches(_written(entries, kept)))
         found = _rows(connection.sql(FACTS).to_arrow_reader(BATCH))
         kept.seek(0)
         for entry in map(Entry.from_line, kept):
@@ -66,6 +64,16 @@ def database() -> duckdb.DuckDBPyConnection:
     connection.execute(f"SET temp_directory = '{tempfile.gettempdir()}/selfcascade-duckdb'")
     connection.execute("SET enable_progress_bar = false")
     return connection
+
+
+def fill(connection: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """A new table of ``batches``, one after another: what making them raises comes through as it is."""
+    connection.register("arriving", schema.empty_table())
+    connection.execute(f"CREATE TABLE {table} AS SELECT * FROM arriving")
+    for batch in batches:
+        connection.register("arriving", batch)
+        connection.execute(f"INSERT INTO {table} SELECT * FROM arriving")
+    connection.unregister("arriving")
 
 
 def _written(entries: Iterable[Entry], file: IO[bytes]) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from selfcascade.curation import shards
@@ -55,6 +57,12 @@ def read_table(artifact: Artifact) -> pa.Table:
     """
     tables = [shards.read_table_bytes(artifact.read(name)) for name in _names(artifact, ".parquet")]
     return pa.concat_tables(tables) if tables else shards.SCHEMA.empty_table()
+
+
+def read_rows(artifact: Artifact) -> Iterator[tuple[int, pa.Table]]:
+    """Number and table of each shard, with all columns that it has, those of scorers and sources too; one is in memory at a time. Raises as above."""
+    for name in _names(artifact, ".parquet"):
+        yield int(name.removesuffix(".parquet")), pq.read_table(io.BytesIO(artifact.read(name)))
 
 
 def _names(artifact: Artifact, extension: str) -> list[str]:

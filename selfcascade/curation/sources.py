@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Protocol, cast
 
-from selfcascade.config import CurationSettings, FolderSource, S3Source, UrlsSource
+from selfcascade.config import CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource
 from selfcascade.curation.captions import Caption, Kind, captions_of
 from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
@@ -17,6 +17,7 @@ from selfcascade.curation.keys import keys_of
 from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.s3prefix import PrefixTree
+from selfcascade.curation.stored import DatasetPictures
 from selfcascade.curation.tree import File, SourceChanged, Tree
 from selfcascade.curation.twemoji import Twemoji
 from selfcascade.settings import SettingsError
@@ -60,6 +61,8 @@ def open_source(settings: CurationSettings, store: Store) -> Source:
         from selfcascade.curation.urls import UrlSource  # its HTTP library is an extra
 
         return UrlSource(source, store, withdrawn(store, f"datasets/{settings.name}").contents)
+    if isinstance(source, DatasetSource):
+        return DatasetPictures(source, store)
     return Twemoji(source)
 
 
