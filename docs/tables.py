@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
-PERFORMANCE = ROOT / "docs/performance.md"
+PAGES = (ROOT / "docs/performance.md", ROOT / "docs/curation.md")
 BENCHES = ROOT / "docs/results"
 """A file for each of :data:`BLOCKS`, as the script in ``tests/bench`` of its name writes it."""
 CASCADE = {
@@ -43,9 +43,11 @@ def filled(text: str) -> str:
     return between(between(text, "results", results), "methods", methods())
 
 
-def filled_performance(text: str) -> str:
-    """The performance page with the tables between their marks made anew."""
+def filled_page(text: str) -> str:
+    """A page with the tables between the marks that it has made anew."""
     for block, make in BLOCKS.items():
+        if f"<!-- {block}:begin -->" not in text:
+            continue
         path = BENCHES / f"{block}.json"
         body = make(json.loads(path.read_bytes())) if path.exists() else f"`tests/bench/{block}.py` measures them."
         text = between(text, block, body)
@@ -187,6 +189,23 @@ def seeds(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{record['prompts']} prompts. {_made(record)}"])
 
 
+def duplicates(record: dict[str, Any]) -> str:
+    """Markdown: precision and recall of near duplicates by distance, then what the stage takes as rows grow."""
+    lines = [
+        _row(["`near_distance`", "set", "precision", "different pictures taken for one", *(kinds := list(record["sets"]["photographs"]["rows"][0]["recall"]))]),
+        _row(["---:", "---", *["---:"] * (2 + len(kinds))]),
+    ]
+    for rows in zip(*(found["rows"] for found in record["sets"].values()), strict=True):
+        for name, row in zip(record["sets"], rows, strict=True):
+            shares = [row["precision"], row["mistaken"], *(row["recall"][kind] for kind in kinds)]
+            lines.append(_row([str(row["distance"]), name, *(f"{100 * share:.1f} %" for share in shares)]))
+    counts = ", ".join(f"{found['pictures']} {name}" for name, found in record["sets"].items())
+    lines += ["", f"{counts}, each with {len(kinds)} variants, whose recall the last columns give. {_made(record)}", ""]
+    lines += [_row(["rows", "`near_distance`", "seconds", "peak memory", "passes"]), _row(["---:"] * 5)]
+    lines += [_row([f"{row['rows']:,}", str(row["distance"]), f"{row['seconds']:.1f}", f"{row['mib']} MiB", str(row["passes"])]) for row in record["scale"]]
+    return "\n".join(lines)
+
+
 BLOCKS = {
     "sampling": sampling,
     "training": training,
@@ -195,8 +214,9 @@ BLOCKS = {
     "memory": memory,
     "upscalers": upscalers,
     "sweep": sweep,
+    "duplicates": duplicates,
 }
-"""What fills each block of the performance page, from the file of its name."""
+"""What fills each block of a page, from the file of its name."""
 
 
 def _made(record: dict[str, Any]) -> str:
@@ -257,4 +277,5 @@ def _cell(number: Number, metric: Metric) -> str:
 
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
-    PERFORMANCE.write_text(filled_performance(PERFORMANCE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled_page(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -32,5 +32,5 @@ def encode(pixels: NDArray[np.uint8], encoding: Encoding, quality: int = 95) -> 
     elif encoding == "webp":
         data = image.webpsave_buffer(Q=quality, effort=2, keep="none")
     else:
-        data = image.jpegsave_buffer(Q=quality, keep="none", optimize_coding=True)
+        data = image.jpegsave_buffer(Q=quality, keep="none")
     return bytes(data), EXTENSIONS[encoding]

@@ -58,7 +58,7 @@ def scores_of(pixels: NDArray[np.uint8], *, bytes_per_pixel: float, caption: str
         "sharpness": round(sharpness(luma), 2),
         "entropy": round(entropy(luma), 3),
         "border": round(border(luma), 4),
-        "phash": str(imagehash.phash(Image.fromarray(luma))),
+        "phash": perceptual_hash(luma),
     }
     for scorer in scorers:
         scores[scorer.name] = _called(scorer, pixels, caption)
@@ -66,16 +66,16 @@ def scores_of(pixels: NDArray[np.uint8], *, bytes_per_pixel: float, caption: str
 
 
 def luma_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Luma of BT.601 in whole numbers, uint8 (H, W)."""
-    red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
-    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+    """Luma of BT.601, uint8 (H, W), as Pillow rounds it in whole numbers."""
+    return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
 def deviation(pixels: NDArray[np.uint8]) -> float:
     """Standard deviation of the channel that varies most, in 8-bit levels."""
     count = pixels.shape[0] * pixels.shape[1]
-    flat = pixels.reshape(count, 3).astype(np.int64)
-    sums, squares = flat.sum(0), (flat * flat).sum(0)
+    histograms = np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256)
+    levels = np.arange(256)
+    sums, squares = histograms @ levels, histograms @ levels**2
     spread = max(count * int(square) - int(total) ** 2 for total, square in zip(sums, squares, strict=True))
     return float(math.sqrt(spread) / count)
 
@@ -100,6 +100,12 @@ def entropy(luma: NDArray[np.uint8]) -> float:
 def border(luma: NDArray[np.uint8]) -> float:
     """The larger share of height or width that even bars at the two edges take together; a picture that is even as a whole has 1."""
     return float(max(_bars(luma) / luma.shape[0], _bars(luma.T) / luma.shape[1]))
+
+
+def perceptual_hash(luma: NDArray[np.uint8]) -> str:
+    """64 bits, in hex: which of the lowest 8x8 frequencies of the picture at 32x32 are above their median (imagehash's ``phash``)."""
+    small = Image.fromarray(luma).resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return str(imagehash.phash(small))
 
 
 def _bars(luma: NDArray[np.uint8]) -> int:
