@@ -6,6 +6,7 @@ Prefect's own temporary server outlives a killed parent; this one holds the read
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -156,15 +157,27 @@ def _serve(descriptor: int) -> None:
     """What the child does: serve on the inherited socket until standard input ends."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            os.close(turn)
+
     def leave_with_parent() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not through Python's buffer, whose lock would outlive a server that fails
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(8)
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
     logging.captureWarnings(True)
-    uvicorn.run("prefect.server.api.server:create_app", factory=True, fd=descriptor, log_level="error", lifespan="on")
+    # Two servers that create or migrate one database at once would meet half-made tables.
+    turn = os.open(Path(os.environ["PREFECT_HOME"], "server.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, fd=descriptor, log_level="error", lifespan="on")
+    server = Server(config)
+    server.run()
+    sys.exit(0 if server.started else 3)
 
 
 if __name__ == "__main__":

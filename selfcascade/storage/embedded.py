@@ -263,7 +263,8 @@ def _wait_until_ready(folder: Path, bucket: str | None) -> Endpoint:
             _launch(folder)
             launches += 1
         state = watchdog.read_state(folder)
-        if "pid" in state:
+        # A folder that was copied brings along the state of the server over the other one.
+        if "pid" in state and watchdog.runs_on(state["pid"], folder / "data"):
             endpoint = Endpoint(f"http://127.0.0.1:{state['ports']['s3']}", **pair)
             if _answers(endpoint, bucket):
                 return endpoint

@@ -215,14 +215,14 @@ class Watchdog:
     def _end_leftover(self) -> None:
         """End a server whose watchdog was killed: two on one data folder would ruin it."""
         pid = read_state(self.folder).get("pid")
-        if not isinstance(pid, int) or not _runs_on(pid, self.folder / "data"):
+        if not isinstance(pid, int) or not runs_on(pid, self.folder / "data"):
             return
         for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
             deadline = time.monotonic() + patience
             while time.monotonic() < deadline:
-                if not _runs_on(pid, self.folder / "data"):
+                if not runs_on(pid, self.folder / "data"):
                     return
                 time.sleep(0.05)
 
@@ -245,7 +245,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _runs_on(pid: int, data: Path) -> bool:
+def runs_on(pid: int, data: Path) -> bool:
     """Whether ``pid`` is a weed over ``data``, and not another process that has the number by now."""
     wanted = f"-dir={data}"
     if sys.platform == "linux":

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -57,6 +58,13 @@ def running(arguments, cwd, log):
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_six_servers_that_start_at_once_on_a_new_database_all_come_up(tmp_path):
+    """Each command brings its own; they take turns at the tables."""
+    code = "from selfcascade_flows.server import PrefectServer\nwith PrefectServer() as server: server.wait()"
+    starts = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [(start.communicate(timeout=180)[1], start.returncode) for start in starts] == [("", 0)] * 6
 
 
 def test_make_ui_shows_the_runs_of_the_past(home, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -185,6 +186,30 @@ def test_a_store_that_travelled_to_a_machine_without_it_says_so(folder):
     with pytest.raises(StoreError, match=r"the embedded store .* is not on this machine.*set store\.endpoint"):
         travelled.head("x")
     assert not folder.exists()
+
+
+def test_a_copied_folder_has_a_server_of_its_own(folder, tmp_path, monkeypatch):
+    """Although the copy brings the state of a server that runs, its keys open that one, and its own server is slow to come."""
+    other = tmp_path / "copy"
+    with Store.open(StoreSettings(folder=folder)) as store:
+        store.put_new("a", b"first")
+        shutil.copytree(folder, other, ignore=shutil.ignore_patterns("*.sock", "*.lock", "users"))
+        launch = embedded._launch
+
+        def slowly(folder):
+            launch(folder)
+            while not watchdog.runs_on(watchdog.read_state(folder).get("pid", -1), folder / "data"):
+                time.sleep(0.01)
+            own = watchdog.read_state(folder)
+            watchdog.write_private(folder / "server.json", watchdog.read_state(store.settings.folder))
+            threading.Timer(2, watchdog.write_private, (folder / "server.json", own)).start()
+
+        monkeypatch.setattr(embedded, "_launch", slowly)
+        with Store.open(StoreSettings(folder=other)) as copy:
+            assert copy.client.meta.endpoint_url != store.client.meta.endpoint_url
+            copy.put_new("b", b"second")
+            assert store.head("b") is None
+        embedded.stop(other, now=True)
 
 
 def test_a_stale_state_file_is_tolerated(folder):
