@@ -105,6 +105,15 @@ class UrlsSource(Settings):
     allow_private: bool = Field(False, description="private, loopback and link-local addresses may be asked too")
 
 
+class WebDatasetSource(Settings):
+    """Pictures out of tars, as WebDataset and img2dataset write them."""
+
+    kind: Literal["webdataset"] = Field("webdataset", description="pictures from tars")
+    path: str = where(description="folder with tars, searched recursively, or s3://bucket/prefix")
+    caption: str = Field("caption", description="field of a sample's JSON with the caption, where it has no .txt")
+    carry: tuple[str, ...] = Field((), description="further fields of its JSON that go into the shards, under extra")
+
+
 class DatasetSource(Settings):
     """The pictures of a published dataset, selected anew: other filters, or no near duplicates, without the files that they came from."""
 
@@ -116,7 +125,7 @@ class DatasetSource(Settings):
     near_to: tuple[str, ...] = where((), description="further datasets whose pictures, and what is near to them, are left out")
 
 
-Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource | DatasetSource, Field(discriminator="kind")]
+Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource | WebDatasetSource | DatasetSource, Field(discriminator="kind")]
 
 
 Shape = Literal["square", "keep", "original"]

@@ -49,6 +49,12 @@ class FolderTree:
         """The content."""
         return (self.path / file.name).read_bytes()
 
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        """``size`` bytes from ``start``."""
+        with (self.path / name).open("rb") as stream:
+            stream.seek(start)
+            return stream.read(size)
+
 
 def _refuse(error: OSError) -> None:
     raise SettingsError(f"source.path: {error.filename} cannot be listed ({error.strerror}); check its permissions") from None

@@ -62,6 +62,20 @@ class PrefixTree:
                     raise PermissionError(13, "access denied") from None
                 raise
 
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        """``size`` bytes from ``start``."""
+        with self._one_line(f"{self.uri}/{name}"):
+            try:
+                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + name, Range=f"bytes={start}-{start + size - 1}")
+                with closing(found["Body"]) as body:
+                    return body.read()
+            except ClientError as error:
+                if code_of(error) in MISSING:
+                    raise FileNotFoundError(2, "no such object") from None
+                if status_of(error) == 416:
+                    return b""
+                raise
+
     def copy(self, file: File, path: Path) -> None:
         """The content into a file of this machine, a part in memory at a time.
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Protocol, cast
 
-from selfcascade.config import CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource
+from selfcascade.config import CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource, WebDatasetSource
 from selfcascade.curation.captions import Caption, Kind, captions_of
 from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
@@ -18,13 +18,11 @@ from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.s3prefix import PrefixTree
 from selfcascade.curation.stored import DatasetPictures
-from selfcascade.curation.tree import File, SourceChanged, Tree
+from selfcascade.curation.tars import TarSource
+from selfcascade.curation.tree import LARGEST_FILE, File, SourceChanged, Tree
 from selfcascade.curation.twemoji import Twemoji
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store, withdrawn
-
-LARGEST_FILE = 2**30
-"""Bytes of a picture file above which it is rejected unread."""
 
 
 class Source(Protocol):
@@ -61,6 +59,8 @@ def open_source(settings: CurationSettings, store: Store) -> Source:
         from selfcascade.curation.urls import UrlSource  # its HTTP library is an extra
 
         return UrlSource(source, store, withdrawn(store, f"datasets/{settings.name}").contents)
+    if isinstance(source, WebDatasetSource):
+        return TarSource(source, store)
     if isinstance(source, DatasetSource):
         return DatasetPictures(source, store)
     return Twemoji(source)

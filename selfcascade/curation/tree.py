@@ -8,6 +8,9 @@ from typing import Protocol
 
 from selfcascade.settings import SettingsError
 
+LARGEST_FILE = 2**30
+"""Bytes of a picture file above which it is rejected unread."""
+
 
 class SourceChanged(SettingsError):
     """A file is not the one that was listed: the version of the input no longer describes it."""
@@ -55,6 +58,13 @@ class Tree(Protocol):
         Raises:
             OSError: the file cannot be read.
             SourceChanged: an ETag is given and the object has another one by now.
+        """
+
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        """``size`` bytes of a file from ``start``; fewer where it ends.
+
+        Raises:
+            OSError: the file cannot be read.
         """
 
 

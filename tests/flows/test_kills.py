@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,25 +76,32 @@ def moments(writes: Counter[str]) -> list[str]:
     return NAMED + drawn
 
 
-@pytest.mark.timeout(3000)
-def test_a_run_killed_at_fifty_moments_publishes_what_an_undisturbed_one_does(undisturbed, tmp_path):
+def killed_again_and_again(waiting: list[str], place: Path, expected: tuple[dict[str, str], dict[str, str]]) -> Counter[str]:
     """Killed, run again, killed again ...; whenever a store is complete its objects and pointers are compared and the next kills go on in an empty one."""
-    expected, writes = undisturbed
-    waiting = moments(writes)
     killed: Counter[str] = Counter()
     while waiting:
-        home = Path(tempfile.mkdtemp(dir=tmp_path))  # not the last one's place, where its server may still be leaving
+        home = Path(tempfile.mkdtemp(dir=place))  # not the last one's place, where its server may still be leaving
         complete = False
         while not complete:
             # A moment that no longer comes in this store ends the attempt whole; it waits for the next store.
             kill = waiting.pop(0) if waiting else None
-            complete = finished(run(home, tmp_path / "journal", kill)) == 0
+            complete = finished(run(home, home / "journal", kill)) == 0
             if kill and complete:
                 waiting.append(kill)
             elif kill:
                 killed[kill.split(":")[1]] += 1
         assert changed(published(home), expected) == []
         shutil.rmtree(home, ignore_errors=True)
+    return killed
+
+
+@pytest.mark.timeout(3000)
+def test_a_run_killed_at_fifty_moments_publishes_what_an_undisturbed_one_does(undisturbed, tmp_path):
+    """Two stores at a time: a run waits for its server, its store and its workers most of the time."""
+    expected, writes = undisturbed
+    waiting = moments(writes)
+    with ThreadPoolExecutor(2) as pool:
+        killed = sum(pool.map(lambda part: killed_again_and_again(part, tmp_path, expected), (waiting[::2], waiting[1::2])), Counter())
     assert killed.total() == KILLS
     assert set(killed) >= {"tar", "sidecar", "manifest", "latest", "cache"}
 
