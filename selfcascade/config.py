@@ -17,6 +17,7 @@ Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Memory = Literal["fast", "lean", "offload"]
 Scheduler = Literal["ddim", "euler", "euler-ancestral", "dpm++", "unipc", "lcm"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
+Captions = Literal["auto", "txt", "jsonl", "parquet", "embedded", "file-name"]
 Method = Literal[
     "base", "lanczos", "latent-sr", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "lora", "full", "tuning-free", "tuned"
 ]
@@ -59,7 +60,9 @@ class FolderSource(Settings):
 
     kind: Literal["folder"] = Field("folder", description="pictures from a folder")
     path: Path = where(description="folder with images, searched recursively")
-    captions: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="where captions are; auto: metadata.jsonl, then *.parquet, then .txt")
+    captions: Captions = Field(
+        "auto", description="where captions are; auto: metadata.jsonl, then *.parquet, then .txt; embedded: XMP, IPTC or EXIF; file-name: the words of the name"
+    )
 
 
 class S3Source(Settings):
@@ -67,7 +70,7 @@ class S3Source(Settings):
 
     kind: Literal["s3"] = Field("s3", description="pictures from an S3 prefix")
     uri: str = where(description="s3://bucket/prefix, read with the store's endpoint and credentials", pattern=r"^s3://[^/]+(/.*)?$")
-    captions: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="where captions are, as for a folder")
+    captions: Captions = Field("auto", description="where captions are, as for a folder")
 
 
 class TwemojiSource(Settings):

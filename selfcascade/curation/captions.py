@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfcascade.curation.tree import File, Tree
+from selfcascade.config import Captions
+from selfcascade.curation.tree import LARGEST_FILE, File, Tree
 from selfcascade.settings import SettingsError
 
-Kind = Literal["auto", "txt", "jsonl", "parquet"]
 JSONL = "metadata.jsonl"
 LARGEST_TXT = 2**20
 """Bytes of a caption file above which it is none."""
@@ -48,7 +48,7 @@ def clean_caption(text: str) -> str:
     return re.sub(r" +", " ", "".join(kept)).strip()
 
 
-def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], kind: Kind) -> Iterator[Caption]:
+def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], kind: Captions) -> Iterator[Caption]:
     """The caption of each of ``pictures``, in their order.
 
     Args:
@@ -64,6 +64,12 @@ def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], ki
     parquet = [file for file in others if file.name.lower().endswith(".parquet")]
     if kind == "auto":
         kind = "jsonl" if jsonl else "parquet" if parquet else "txt"
+    if kind == "file-name":
+        yield from (caption_of(words_of(file.name), file.name) for file in pictures)
+        return
+    if kind == "embedded":
+        yield from _within(tree, pictures)
+        return
     if kind == "txt":
         yield from _beside(tree, pictures, others)
         return
@@ -101,6 +107,27 @@ def _beside(tree: Tree, pictures: Sequence[File], others: Sequence[File]) -> Ite
     remaining = iter(pictures)
     with ThreadPoolExecutor(8) as pool:
         while batch := list(islice(remaining, 1024)):
+            yield from pool.map(read, batch)
+
+
+def words_of(name: str) -> str:
+    """A file's name without folder, extension, separators and trailing numbers: ``birds/grey_heron-012.jpg`` gives ``grey heron``."""
+    stem = name.rpartition("/")[2].rpartition(".")[0]
+    return re.sub(r"(?:\s+\d+)+\s*$", "", re.sub(r"[\W_]+", " ", stem)).strip()
+
+
+def _within(tree: Tree, pictures: Sequence[File]) -> Iterator[Caption]:
+    from selfcascade.curation.embedded import embedded_caption
+
+    def read(picture: File) -> Caption:
+        try:
+            return embedded_caption(tree.read(picture), picture.name) if picture.size <= LARGEST_FILE else Caption()
+        except OSError:
+            return Caption()
+
+    remaining = iter(pictures)
+    with ThreadPoolExecutor(8) as pool:
+        while batch := list(islice(remaining, 64)):
             yield from pool.map(read, batch)
 
 

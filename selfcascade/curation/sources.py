@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Protocol, cast
 
-from selfcascade.config import CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource, WebDatasetSource
-from selfcascade.curation.captions import Caption, Kind, captions_of
+from selfcascade.config import Captions, CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource, WebDatasetSource
+from selfcascade.curation.captions import Caption, captions_of
 from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
 from selfcascade.curation.keys import keys_of
@@ -75,7 +75,7 @@ def fetching(source: Source, entries: Iterable[Entry]) -> AbstractContextManager
 class FileSource:
     """Picture files of a tree."""
 
-    def __init__(self, tree: Tree, captions: Kind) -> None:
+    def __init__(self, tree: Tree, captions: Captions) -> None:
         self.tree = tree
         self.captions = captions
 

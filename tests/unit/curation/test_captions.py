@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from selfcascade.curation.captions import Caption, captions_of, clean_caption
+from selfcascade.curation.captions import Caption, captions_of, clean_caption, words_of
 from selfcascade.curation.decoding import format_of_name
+from selfcascade.curation.embedded import embedded_caption
 from selfcascade.curation.folder import FolderTree
 from selfcascade.settings import SettingsError
 
@@ -118,3 +120,46 @@ def test_parquet_without_the_columns_or_no_parquet_is_refused(pictures):
         read(pictures.folder)
     with pytest.raises(SettingsError, match=r"'jsonl' but .* holds no metadata\.jsonl"):
         read(pictures.folder, "jsonl")
+
+
+def xmp(text: str) -> bytes:
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt>'
+        f'<rdf:li xml:lang="x-default">{text}</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def with_iptc(jpeg: bytes, caption: bytes) -> bytes:
+    """A JPEG with a Photoshop segment whose resource 0x0404 holds an IPTC caption."""
+    record = b"\x1c\x02\x78" + len(caption).to_bytes(2, "big") + caption
+    resource = b"8BIM\x04\x04\0\0" + len(record).to_bytes(4, "big") + record + b"\0" * (len(record) % 2)
+    body = b"Photoshop 3.0\0" + resource
+    return jpeg[:2] + b"\xff\xed" + (len(body) + 2).to_bytes(2, "big") + body + jpeg[2:]
+
+
+def test_captions_inside_the_files_are_found_xmp_before_iptc_before_exif(pictures):
+    noise = pictures.noise()
+    exif = Image.Exif()
+    exif[0x010E] = "un caf\u00e9 d\u00e9crit".encode()
+    plain, described, both = (pictures.encode(noise, "JPEG", **more) for more in ({}, {"exif": exif}, {"exif": exif, "xmp": xmp("from XMP &amp; more")}))
+    assert embedded_caption(plain, "a.jpg").text is None
+    assert embedded_caption(described, "a.jpg").text == "un caf\u00e9 d\u00e9crit"
+    assert embedded_caption(with_iptc(described, b"from IPTC"), "a.jpg").text == "from IPTC"
+    assert embedded_caption(with_iptc(plain, "\u00e9t\u00e9".encode("latin-1")), "a.jpg").text == "\u00e9t\u00e9"
+    assert embedded_caption(with_iptc(both, b"from IPTC"), "a.jpg").text == "from XMP & more"
+    for damaged in (b"", b"no picture", both[:40], pictures.encode(noise, "JPEG", xmp=b"<x:xmpmeta><unclosed>")):
+        assert embedded_caption(damaged, "a.jpg") == Caption()
+
+
+def test_a_bomb_of_entities_in_xmp_is_not_expanded(pictures):
+    bomb = b'<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>' + xmp("&b;")
+    assert embedded_caption(pictures.encode(pictures.noise(), "JPEG", xmp=bomb), "a.jpg").text is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("birds/grey_heron-012.jpg", "grey heron"), ("Tree.png", "Tree"), ("a.b c.png", "a b c"), ("2004 default.jpg", "2004 default"), ("007.png", "007")],
+)
+def test_the_words_of_a_file_name(name, words):
+    assert words_of(name) == words
