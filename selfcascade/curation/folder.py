@@ -42,18 +42,25 @@ class FolderTree:
 
     def digest(self, file: File) -> str:
         """SHA-256 of the content."""
-        with (self.path / file.name).open("rb") as stream:
+        with self._regular(file.name).open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
     def read(self, file: File) -> bytes:
         """The content."""
-        return (self.path / file.name).read_bytes()
+        return self._regular(file.name).read_bytes()
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
         """``size`` bytes from ``start``."""
-        with (self.path / name).open("rb") as stream:
+        with self._regular(name).open("rb") as stream:
             stream.seek(start)
             return stream.read(size)
+
+    def _regular(self, name: str) -> Path:
+        """The file's path, if reading it ends: a pipe or a device may never."""
+        path = self.path / name
+        if path.exists() and not path.is_file():
+            raise OSError(22, "not a regular file")
+        return path
 
 
 def _refuse(error: OSError) -> None:
