@@ -1,4 +1,4 @@
-"""`selfcascade ls|show|pull|verify|purge`: what is in the store, taken out, checked, and removed on request."""
+"""`selfcascade ls|show|look|pull|verify|purge`: what is in the store, taken out, checked, and removed on request."""
 
 from __future__ import annotations
 
@@ -104,6 +104,32 @@ def verify(artifact: Reference, config: Config = "demo", set_: Set = None, debug
     typer.echo(f"{found} is sound: {len(findings)} objects, {readable(total)}{f'; {purged} rewritten by a purge' if purged else ''}")
 
 
+def look(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="datasets/name, datasets/name@version, or an s3:// URI.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("dataset.html"),
+    pictures: Annotated[int, typer.Option("--pictures", min=0, max=1000, help="Pictures on the page.")] = 48,
+    config: Config = "demo",
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Write a page about a dataset: pictures, counts, what was left out and why, distributions of sizes, captions and scores."""
+    from selfcascade.curation.page import render_page
+    from selfcascade.curation.statistics import statistics_of
+    from selfcascade.settings import SettingsError
+    from selfcascade.storage import Store, resolve
+
+    with Store.open(store_settings(config, set_), read_only=True) as store:
+        found = resolve(store, dataset)
+        if found.ref.kind != "datasets":
+            raise SettingsError(f"{found} is no dataset; name one, such as datasets/pictures")
+        page = render_page(statistics_of(found, pictures=pictures))
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot write {out} ({error.strerror}); choose another --out") from None
+    typer.echo(f"the page of {found} is {out}")
+
+
 def purge(
     key: Annotated[list[str], typer.Option("--key", "-k", help="Key of a sample; repeatable.")],
     what: Annotated[str, typer.Argument(metavar="[KIND/NAME]", help="Only this dataset or these samples, all versions of it; default: everything.")] = "",
@@ -139,7 +165,7 @@ def purge(
 
 def add_artifact_commands(app: typer.Typer) -> None:
     """Register the commands of this module on ``app``."""
-    for command in (ls, show, pull, verify, purge):
+    for command in (ls, show, look, pull, verify, purge):
         app.command()(command)
 
 

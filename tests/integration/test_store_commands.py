@@ -1,4 +1,4 @@
-"""`selfcascade store …` and `ls|show|pull|verify|purge`, as a user types them."""
+"""`selfcascade store …` and `ls|show|look|pull|verify|purge`, as a user types them."""
 
 import io
 import json
@@ -6,9 +6,12 @@ import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from selfcascade.config import CurationSettings
+from selfcascade.curation.curate import curate
 from selfcascade.storage import Artifact, Store, resolve
 from selfcascade_flows.cli import main
 
@@ -58,6 +61,29 @@ def test_ls_and_show(run, dataset):
     assert any("sub/notes.txt" in line for line in lines)
     code, lines, _ = run("show", "datasets/pics", "--json")
     assert json.loads(lines[0])["version"] == dataset.ref.version
+
+
+def test_look_writes_a_page_and_refuses_what_is_no_dataset(run, store, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"pictures/{number}.png")
+    source = {"kind": "folder", "path": tmp_path / "pictures", "captions": "file-name"}
+    ref = curate(CurationSettings(name="photos", source=source, size=32, filters={"min_side": 32}), store)
+    page = tmp_path / "page.html"
+    assert run("look", "datasets/photos", "--out", str(page), "--pictures", "2") == (0, [f"the page of {ref} is {page}"], "")
+    assert page.read_text().count("<img") == 2
+    samples_of(store)
+    assert run("look", "samples/some", "--out", str(page))[0] == 2
+    code, _, said = run("look", "datasets/photos", "--out", str(tmp_path / "no/such/page.html"))
+    assert code == 2
+    assert "choose another --out" in said
+
+
+def samples_of(store) -> None:
+    artifact = Artifact.plan(store, "samples", "some", CurationSettings(name="some"), {"base": "ab" * 32})
+    artifact.put("00000.tar", b"tar")
+    artifact.publish(counts={})
 
 
 def test_pull_then_pull_again(run, dataset, tmp_path):
