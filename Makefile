@@ -8,7 +8,7 @@ PARALLEL ?= -n 2 --dist loadfile
 UI_PORT ?= 4200
 UI_HOME ?= $(CURDIR)/$(LOCAL)/prefect
 
-.PHONY: demo test test-full test-diffusers-0.40 ui lint mutants bench configs constraints docs clean
+.PHONY: demo test test-full test-diffusers-0.40 test-ray ui lint mutants bench configs constraints docs clean
 
 demo: $(VENV)/.user
 	$(BIN)/selfcascade run --config demo
@@ -23,6 +23,11 @@ test-full: $(VENV)/.dev
 # The method and the baselines on the lowest diffusers that the packaging allows; `make test` has the highest.
 test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(VENV)-diffusers-0.40/bin/python -m pytest $(PARALLEL) tests/unit/cascade tests/unit/baselines
+
+# Units on a Ray cluster of this machine; Ray is large, and no part of what the tests install.
+test-ray: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/flows/test_clusters.py
 
 ui: $(VENV)/.user
 	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_UI_API_URL=http://127.0.0.1:$(UI_PORT)/api \
@@ -70,7 +75,7 @@ $(VENV)/.user: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,http,language,heif,peers,lora,tensorboard,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,http,language,heif,dask,peers,lora,tensorboard,dev]'
 	touch $@
 
 # Another diffusers in front of everything else that is installed, torch too.

@@ -15,6 +15,8 @@ from selfcascade_flows.server import PrefectServer
 
 UI = "http://127.0.0.1:4200"
 """Where `make ui` serves."""
+HERE = ("127.0.0.1", "localhost", "auto")
+"""Addresses of clusters whose processes reach what this machine has on loopback."""
 
 
 def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: float | None, max_bytes: int | None, debug: bool) -> int:
@@ -40,6 +42,9 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
 
         end.callback(close_workers)
         store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
+        address = settings.execution.address
+        if store.is_embedded and address is not None and not any(name in address for name in HERE):
+            raise SettingsError(f"execution.address: the machines of {address} cannot reach the embedded store of this one; set store.endpoint")
         flow, arguments, tell = _flow_of(stage, settings)
         _quiet(debug)
         server.wait()

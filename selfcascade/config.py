@@ -43,7 +43,12 @@ class StoreSettings(Settings):
 class ExecutionSettings(Settings):
     """How work is spread. None of it changes a byte of the result."""
 
-    workers: int = where(2, description="worker processes that run units of work side by side", ge=1, le=1024)
+    runner: Literal["processes", "dask", "ray"] = where(
+        "processes", description="what runs units of work: processes of this machine, or a cluster (extras dask, ray)"
+    )
+    address: str | None = where(None, description="of a Dask scheduler (tcp://host:8786) or Ray cluster (host:6379, auto); unset: a cluster of this machine")
+    gpus_per_unit: float = where(0.0, ge=0, le=8, description="GPUs that a unit holds on a Ray cluster; on Dask the resource GPU of its workers")
+    workers: int = where(2, description="units of work that run side by side on this machine", ge=1, le=1024)
     device: str = where("auto", description="torch device: auto, cpu, cuda, cuda:1, mps")
     retries: int = where(3, description="tries of a network call or of a unit that failed for a reason that may pass", ge=0, le=20)
 

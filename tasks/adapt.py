@@ -42,7 +42,7 @@ def plan(settings: AdaptationSettings, store: StoreSettings, execution: Executio
 def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
     """Latents of one shard, in a worker process."""
     held = opened(store)
-    measured = workers(execution.workers).run(encode_unit, settings, held, plan, unit, tries=execution.retries + 1)
+    measured = workers(execution).run(encode_unit, settings, held, plan, unit, tries=execution.retries + 1)
     return UnitCost.of(unit, measured, encoding_work(plan, held, shards=1))
 
 
@@ -63,14 +63,14 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
             if reached.preview is not None:
                 show_sheet("train", settings.name, held.read(reached.preview), title=f"{settings.name} at step {reached.step} of {reached.steps}")
 
-        measured = workers(execution.workers).run(train_and_tell, settings, held, plan, report=report, tries=execution.retries + 1)
+        measured = workers(execution).run(train_and_tell, settings, held, plan, report=report, tries=execution.retries + 1)
     return UnitCost.of(len(plan.shards), measured, measured.value)
 
 
 @task(name="publish-upsampler", task_run_name="publish {settings.name}", tags=["adapt"], **NETWORK)
 def publish(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> ArtifactRef:
     """Write weights, card, loss log and previews and commit them."""
-    return workers(execution.workers).run(publish_adaptation, settings, opened(store), plan, tries=execution.retries + 1).value
+    return workers(execution).run(publish_adaptation, settings, opened(store), plan, tries=execution.retries + 1).value
 
 
 @task(name="show-upsampler", task_run_name="show {ref.name}", tags=["adapt"], **NETWORK)

@@ -27,14 +27,14 @@ def plan(settings: EvaluationSettings, samples: dict[str, str], store: StoreSett
 @task(name="features", task_run_name="features of set {index}", tags=["evaluate"], **NETWORK)
 def features(index: int, settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> UnitCost:
     """One pass of the feature network over one set of pictures, in a worker process."""
-    measured = workers(execution.workers).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
+    measured = workers(execution).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
     return UnitCost.of(index, measured, measured.value)
 
 
 @task(name="publish-report", task_run_name="publish {settings.name}", tags=["evaluate"], **NETWORK)
 def publish(settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> ArtifactRef:
     """Compute every number and commit the report, in a worker process."""
-    return workers(execution.workers).run(publish_evaluation, settings, opened(store), plan, tries=execution.retries + 1).value
+    return workers(execution).run(publish_evaluation, settings, opened(store), plan, tries=execution.retries + 1).value
 
 
 @task(name="show-report", task_run_name="show {ref.name}", tags=["evaluate"], **NETWORK)

@@ -34,7 +34,7 @@ def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
 @task(name="sample-chunk", task_run_name="chunk {index} of {settings.name}", tags=["generate"], **NETWORK)
 def sample_chunk(index: int, plan: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
     """Sample and store one chunk in a worker process. ``plan`` holds this chunk alone."""
-    measured = workers(execution.workers).run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1)
+    measured = workers(execution).run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1)
     return UnitCost.of(index, measured, work_of(settings, measured.value.count), tier=measured.value.tier)
 
 

@@ -33,7 +33,7 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
             first = planned["autoencoder"] if reached.phase == "denoiser" else 0
             progress.reach(first + reached.step, note=f"{reached.phase}, loss {reached.loss:.4f}")
 
-        measured = workers(execution.workers).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)
+        measured = workers(execution).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)
     return UnitCost.of(0, measured, total - sum(before.values()))
 
 

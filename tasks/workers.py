@@ -24,11 +24,13 @@ from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Lock
 from typing import Any, Generic, TypeVar
 
+from selfcascade.config import ExecutionSettings
 from selfcascade.settings import SettingsError
 
 Value = TypeVar("Value")
@@ -166,16 +168,22 @@ class Workers:
             self._post = None
 
 
-_shared: dict[int, Workers] = {}
+_shared: dict[tuple[Any, ...], Workers] = {}
 _shared_lock = threading.RLock()
 
 
-def workers(count: int) -> Workers:
-    """The workers that all tasks of this process share."""
+def workers(execution: ExecutionSettings) -> Workers:
+    """The workers that all tasks of this process share: processes of this machine, or a cluster's."""
+    key = (execution.runner, execution.address, execution.workers, execution.gpus_per_unit)
     with _shared_lock:
-        if count not in _shared:
-            _shared[count] = Workers(count)
-        return _shared[count]
+        if key not in _shared:
+            if execution.runner == "processes":
+                _shared[key] = Workers(execution.workers)
+            else:
+                from selfcascade_tasks.cluster import DaskWorkers, RayWorkers
+
+                _shared[key] = DaskWorkers(execution) if execution.runner == "dask" else RayWorkers(execution)
+        return _shared[key]
 
 
 def close_workers(patience: float = 0.0) -> None:
@@ -225,9 +233,16 @@ def _watch(leash: Connection) -> None:
 
 
 def _call(function: Callable[..., Value], arguments: tuple[Any, ...], address: str | None) -> Measured[Value]:
+    if address is None:
+        return measured(function, arguments)
+    return measured(partial(function, progress=lambda message: _post((address, message))), arguments)
+
+
+def measured(function: Callable[..., Value], arguments: tuple[Any, ...]) -> Measured[Value]:
+    """Call it, and say what that cost."""
     _reset_peak()
     started, busy = time.perf_counter(), time.process_time()
-    value = function(*arguments) if address is None else function(*arguments, progress=lambda message: _post((address, message)))
+    value = function(*arguments)
     return Measured(value, time.perf_counter() - started, time.process_time() - busy, _peak())
 
 

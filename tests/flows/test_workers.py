@@ -126,11 +126,11 @@ def test_a_unit_that_takes_sigterm_as_a_request_gets_its_time(pool, tmp_path, pa
 def test_workers_leave_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, sys, time\n"
+        "import os, sys, time\nfrom selfcascade.config import ExecutionSettings\n"
         "from selfcascade_tasks.workers import workers\n"
         "if __name__ == '__main__':\n"
-        "    print(workers(1).run(os.getpid).value, flush=True)\n"
-        "    workers(1).run(time.sleep, 60)\n"
+        "    print(workers(ExecutionSettings(workers=1)).run(os.getpid).value, flush=True)\n"
+        "    workers(ExecutionSettings(workers=1)).run(time.sleep, 60)\n"
     )
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
