@@ -119,9 +119,7 @@ def look(
     from selfcascade.storage import Store, resolve
 
     with Store.open(store_settings(config, set_), read_only=True) as store:
-        found = resolve(store, dataset)
-        if found.ref.kind != "datasets":
-            raise SettingsError(f"{found} is no dataset; name one, such as datasets/pictures")
+        found = resolve(store, dataset, "datasets")
         page = render_page(statistics_of(found, pictures=pictures))
     try:
         out.write_text(page, encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from PIL import ImageColor
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from selfcascade.settings import Settings, later, where
@@ -193,6 +192,8 @@ class CurationSettings(Settings):
     @field_validator("background")
     @classmethod
     def _background_is_a_colour(cls, background: str) -> str:
+        from PIL import ImageColor  # whoever lists artifacts needs no pictures
+
         try:
             ImageColor.getrgb(background)
         except ValueError:

@@ -41,10 +41,11 @@ else:
     pillow_heif.register_heif_opener()
     FORMATS |= {"heic": "HEIF", "heif": "HEIF"}
 
+PILLOW = tuple(sorted(set(FORMATS.values())))
+"""What Pillow may take a file for."""
 _BY_PILLOW = frozenset({"BMP", "HEIF"})
 """What this libvips has no loader for."""
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"}
-_SRGB = ImageCms.createProfile("sRGB")
 SHRINK_GAP = 2.0
 """Least factor between a JPEG that is shrunk by its decoder and the target: what is left for the filter, so that the eye sees no difference."""
 
@@ -76,7 +77,7 @@ def open_picture(data: bytes, name: str | None, *, max_pixels: int) -> Image.Ima
         raise Rejected("empty: the file has 0 bytes")
     with _reasons("unreadable: not a picture of a known format, or its header is damaged"):
         try:
-            image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+            image = Image.open(io.BytesIO(data), formats=PILLOW)
         except UnidentifiedImageError:
             raise Rejected("unreadable: not a picture of a known format, or its header is damaged") from None
     width, height = image.size
@@ -114,7 +115,7 @@ def decode(data: bytes, image: Image.Image, settings: CurationSettings) -> Decod
         opened = _opened(data, image, settings)
         orientation = opened.get("orientation") if opened.get_typeof("orientation") else 1
         width, height = reversed(image.size) if orientation >= 5 else image.size
-        fitted = _turned(_fitted(opened, image, settings), orientation)
+        fitted = _fitted(opened, image, settings).autorot()
         return Decoded(cast(NDArray[np.uint8], fitted.numpy()), width, height)
     except pyvips.Error:
         with _reasons("damaged: the pixels cannot be decoded"):
@@ -163,14 +164,6 @@ def _target(image: Image.Image, settings: CurationSettings) -> tuple[int, int]:
         return settings.size, settings.size
     width, height = (round(side * settings.size / min(image.size)) for side in image.size)
     return width, height
-
-
-def _turned(image: Any, orientation: int) -> Any:
-    """An EXIF orientation undone."""
-    if orientation in (2, 4, 5, 7):
-        image = image.fliphor()
-    angle = {3: "d180", 4: "d180", 5: "d270", 6: "d90", 7: "d90", 8: "d270"}.get(orientation)
-    return image if angle is None else image.rot(angle)
 
 
 def _to_srgb(image: Any, profile: bytes | None) -> Any:

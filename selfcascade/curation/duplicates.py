@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import IO
 
-import duckdb
 import pyarrow as pa
 
 from selfcascade.config import FilterSettings
 from selfcascade.curation import filters
+from selfcascade.curation.database import BATCH, database, fill, rows_of
 from selfcascade.curation.decoding import format_of_name
 from selfcascade.curation.record import Entry, Rejected
 
-BATCH = 65_536
-MEMORY = "1GB"
-"""What the engine may hold before it goes to disk."""
 SCHEMA = pa.schema([("key", pa.string()), ("identity", pa.binary()), ("caption", pa.binary())])
 FACTS = """
     SELECT key, first, copies
@@ -41,7 +39,7 @@ def mark_duplicates(entries: Iterable[Entry], settings: FilterSettings) -> Itera
     """
     with tempfile.TemporaryFile(prefix="selfcascade-") as kept, database() as connection:
         fill(connection, "inputs", SCHEMA, _batches(_written(entries, kept)))
-        found = _rows(connection.sql(FACTS).to_arrow_reader(BATCH))
+        found = rows_of(connection.sql(FACTS))
         kept.seek(0)
         for entry in map(Entry.from_line, kept):
             if entry.reason is not None:
@@ -56,26 +54,6 @@ def mark_duplicates(entries: Iterable[Entry], settings: FilterSettings) -> Itera
                 yield entry.rejected(rejection.reason)
 
 
-def database() -> duckdb.DuckDBPyConnection:
-    """An empty database in memory, which spills into a folder of its own."""
-    connection = duckdb.connect()
-    connection.execute(f"SET memory_limit = '{MEMORY}'")
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute(f"SET temp_directory = '{tempfile.gettempdir()}/selfcascade-duckdb'")
-    connection.execute("SET enable_progress_bar = false")
-    return connection
-
-
-def fill(connection: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """A new table of ``batches``, one after another: what making them raises comes through as it is."""
-    connection.register("arriving", schema.empty_table())
-    connection.execute(f"CREATE TABLE {table} AS SELECT * FROM arriving")
-    for batch in batches:
-        connection.register("arriving", batch)
-        connection.execute(f"INSERT INTO {table} SELECT * FROM arriving")
-    connection.unregister("arriving")
-
-
 def _written(entries: Iterable[Entry], file: IO[bytes]) -> Iterator[Entry]:
     for entry in entries:
         file.write(entry.to_line())
@@ -83,22 +61,14 @@ def _written(entries: Iterable[Entry], file: IO[bytes]) -> Iterator[Entry]:
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[pa.RecordBatch]:
-    rows: list[tuple[str, bytes, bytes]] = []
-    for entry in entries:
-        if entry.reason is None:
-            identity = repr((entry.digest, entry.size, format_of_name(entry.source))).encode()
-            rows.append((entry.key, hashlib.sha256(identity).digest()[:16], hashlib.sha256((entry.caption or "").casefold().encode()).digest()[:16]))
-        if len(rows) == BATCH:
-            yield _batch(rows)
-            rows.clear()
-    yield _batch(rows)
-
-
-def _batch(rows: list[tuple[str, bytes, bytes]]) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.RecordBatch.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-
-
-def _rows(reader: pa.RecordBatchReader) -> Iterator[tuple[str, str, int]]:
-    for batch in reader:
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    rows = (
+        (
+            entry.key,
+            hashlib.sha256(repr((entry.digest, entry.size, format_of_name(entry.source))).encode()).digest()[:16],
+            hashlib.sha256((entry.caption or "").casefold().encode()).digest()[:16],
+        )
+        for entry in entries
+        if entry.reason is None
+    )
+    while part := list(islice(rows, BATCH)):
+        yield pa.RecordBatch.from_arrays([pa.array(column, field.type) for column, field in zip(zip(*part, strict=True), SCHEMA, strict=True)], schema=SCHEMA)

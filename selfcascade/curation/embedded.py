@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, IptcImagePlugin
 from PIL.ExifTags import Base
 
 from selfcascade.curation.captions import Caption, caption_of
-from selfcascade.curation.decoding import FORMATS
+from selfcascade.curation.decoding import PILLOW
 
 CAPTION_OF_IPTC = (2, 120)
 
@@ -25,7 +25,7 @@ def embedded_caption(data: bytes, name: str) -> Caption:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+            with Image.open(io.BytesIO(data), formats=PILLOW) as image:
                 found = next((text for text in (_xmp(image), _iptc(image), _exif(image)) if text), None)
     except Exception:
         return Caption()

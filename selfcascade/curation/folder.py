@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from selfcascade.curation.tree import File, is_hidden
@@ -54,6 +55,10 @@ class FolderTree:
         with self._regular(name).open("rb") as stream:
             stream.seek(start)
             return stream.read(size)
+
+    def local(self, file: File) -> AbstractContextManager[Path]:
+        """The file itself."""
+        return nullcontext(self.path / file.name)
 
     def _regular(self, name: str) -> Path:
         """The file's path, if reading it ends: a pipe or a device may never."""

@@ -35,6 +35,13 @@ def keys_of(names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
+def key_from(text: str, digest: str) -> str:
+    """``text`` where it may be a key as it is, else what is left of it with the first digits of ``digest``, the hex of something that tells it apart."""
+    if re.fullmatch(rf"[A-Za-z0-9_-]{{1,{LONGEST}}}", text):
+        return text
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', text).strip('-')[:60]}-{digest[:12]}".lstrip("-")
+
+
 def _natural(name: str) -> str:
     folder, _, file = name.rpartition("/")
     stem = file.rpartition(".")[0] or file

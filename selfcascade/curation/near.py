@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from selfcascade.curation.duplicates import BATCH, database, fill
+from selfcascade.curation.database import BATCH, database, fill, rows_of
 
 BITS = 64
 SCHEMA = pa.schema([("key", pa.string()), ("hash", pa.uint64()), ("area", pa.int64()), ("fixed", pa.bool_())])
@@ -68,11 +68,10 @@ def near_duplicates(pictures: Iterable[Hashed], *, distance: int) -> dict[str, t
                 """
             )
         survivor: dict[int, tuple[int, int]] = {}
-        fixed = {rank for (rank,) in connection.sql("SELECT rank FROM firsts WHERE fixed").fetchall()}
-        for batch in connection.sql("SELECT DISTINCT first, second, bits FROM pairs ORDER BY first, bits, second").to_arrow_reader(BATCH):
-            for first, second, bits in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                if first not in survivor and second not in fixed:
-                    survivor.setdefault(second, (first, bits))
+        fixed = {rank for (rank,) in rows_of(connection.sql("SELECT rank FROM firsts WHERE fixed"))}
+        for first, second, bits in rows_of(connection.sql("SELECT DISTINCT first, second, bits FROM pairs ORDER BY first, bits, second")):
+            if first not in survivor and second not in fixed:
+                survivor.setdefault(second, (first, bits))
         return dict(_named(connection, survivor))
 
 
@@ -103,8 +102,9 @@ def _named(connection: duckdb.DuckDBPyConnection, survivor: dict[int, tuple[int,
         }
     )
     connection.register("settled", found)
-    rows = connection.sql(
-        """
+    rows = rows_of(
+        connection.sql(
+            """
         SELECT r.key, s.key, coalesce(settled.bits, 0)
         FROM ranked r
         JOIN firsts f USING (hash)
@@ -113,10 +113,10 @@ def _named(connection: duckdb.DuckDBPyConnection, survivor: dict[int, tuple[int,
         WHERE NOT r.fixed AND r.rank <> s.rank
         ORDER BY r.key
         """
-    ).to_arrow_reader(BATCH)
-    for batch in rows:
-        for key, first, bits in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield key, (first, bits)
+        )
+    )
+    for key, first, bits in rows:
+        yield key, (first, bits)
 
 
 def _batches(pictures: Iterable[Hashed]) -> Iterator[pa.RecordBatch]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from botocore.exceptions import ClientError
 
@@ -50,47 +52,49 @@ class PrefixTree:
 
     def read(self, file: File) -> bytes:
         """The content, if it still is what was listed."""
-        with self._one_line(f"{self.uri}/{file.name}"):
-            try:
-                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
-                with closing(found["Body"]) as body:
-                    return body.read()
-            except ClientError as error:
-                if code_of(error) in UNMET | MISSING:
-                    raise SourceChanged(self.label, file.name) from None
-                if status_of(error) == 403:
-                    raise PermissionError(13, "access denied") from None
-                raise
+        with self._body(file.name, alone=True, IfMatch=f'"{file.etag}"') as body:
+            data: bytes = body.read()
+        return data
 
     def read_range(self, name: str, start: int, size: int) -> bytes:
         """``size`` bytes from ``start``."""
-        with self._one_line(f"{self.uri}/{name}"):
-            try:
-                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + name, Range=f"bytes={start}-{start + size - 1}")
-                with closing(found["Body"]) as body:
-                    return body.read()
-            except ClientError as error:
-                if code_of(error) in MISSING:
-                    raise FileNotFoundError(2, "no such object") from None
-                if status_of(error) == 416:
-                    return b""
-                raise
+        with self._body(name, Range=f"bytes={start}-{start + size - 1}") as body:
+            data: bytes = body.read()
+        return data
 
-    def copy(self, file: File, path: Path) -> None:
-        """The content into a file of this machine, a part in memory at a time.
+    @contextmanager
+    def local(self, file: File) -> Iterator[Path]:
+        """A copy, fetched a part in memory at a time, if the object still is what was listed."""
+        with tempfile.NamedTemporaryFile(prefix="selfcascade-") as copy:
+            with self._body(file.name, IfMatch=f'"{file.etag}"') as body:
+                for chunk in body.iter_chunks(2**20):
+                    copy.write(chunk)
+            copy.flush()
+            yield Path(copy.name)
+
+    @contextmanager
+    def _body(self, name: str, *, alone: bool = False, **request: str) -> Iterator[Any]:
+        """The body of an object.
+
+        Args:
+            name: relative to the prefix.
+            alone: whether being denied this object costs no more than it.
+            **request: conditions and range.
 
         Raises:
-            SourceChanged: the object is not the one that was listed.
+            SourceChanged: the object is gone, shorter than the range, or another one than the condition says.
+            PermissionError: it is denied, where that concerns it alone.
         """
-        with self._one_line(f"{self.uri}/{file.name}"), path.open("wb") as target:
+        with self._one_line(f"{self.uri}/{name}"):
             try:
-                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + file.name, IfMatch=f'"{file.etag}"')
+                found = self.store.client.get_object(Bucket=self.bucket, Key=self.prefix + name, **request)  # type: ignore[arg-type]
                 with closing(found["Body"]) as body:
-                    for chunk in body.iter_chunks(2**20):
-                        target.write(chunk)
+                    yield body
             except ClientError as error:
-                if code_of(error) in UNMET | MISSING:
-                    raise SourceChanged(self.label, file.name) from None
+                if code_of(error) in UNMET | MISSING or status_of(error) == 416:
+                    raise SourceChanged(self.label, name) from None
+                if alone and status_of(error) == 403:
+                    raise PermissionError(13, "access denied") from None
                 raise
 
     def _one_line(self, what: str) -> AbstractContextManager[None]:

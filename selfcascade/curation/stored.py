@@ -24,7 +24,7 @@ from selfcascade.curation.record import Entry, Picture, Rejected
 from selfcascade.curation.shards import Stored, read_tar, tar_name
 from selfcascade.curation.tree import SourceChanged
 from selfcascade.settings import SettingsError
-from selfcascade.storage import Artifact, Store, resolve
+from selfcascade.storage import Store, resolve
 
 
 class DatasetPictures:
@@ -34,7 +34,7 @@ class DatasetPictures:
         """Raises: NotFound: the dataset, or one of ``near_to``, is not published."""
         self.source = source
         self.store = store
-        self.artifact = self._dataset(source.dataset)
+        self.artifact = resolve(store, source.dataset, "datasets")
         self._folder: str | None = None
         self._shard, self._last = -1, ""
         self._samples: Iterator[Stored] = iter(())
@@ -111,7 +111,7 @@ class DatasetPictures:
         raise SourceChanged(self.label, key)
 
     def _hashes(self) -> Iterator[Hashed]:
-        for artifact in (self.artifact, *(self._dataset(name) for name in self.source.near_to)):
+        for artifact in (self.artifact, *(resolve(self.store, name, "datasets") for name in self.source.near_to)):
             other = artifact is not self.artifact
             for _, table in read_rows(artifact):
                 if "phash" not in table.column_names:
@@ -120,12 +120,6 @@ class DatasetPictures:
                     if row["kept"]:
                         name = f"{artifact.ref.name}@{artifact.ref.version[:12]}/{row['key']}" if other else row["key"]
                         yield Hashed(name, int(row["phash"], 16), row["width"] * row["height"], other)
-
-    def _dataset(self, name: str) -> Artifact:
-        artifact = resolve(self.store, name)
-        if artifact.ref.kind != "datasets":
-            raise SettingsError(f"source: {name} is no dataset; name one, such as datasets/pictures")
-        return artifact
 
 
 def _fits(image: Image.Image, stored: Stored, settings: CurationSettings) -> bool:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tarfile
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from selfcascade.config import CurationSettings, WebDatasetSource
 from selfcascade.curation.captions import LARGEST_TXT, Caption, caption_of
 from selfcascade.curation.decoding import format_of_name
 from selfcascade.curation.folder import FolderTree
+from selfcascade.curation.keys import key_from
 from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.s3prefix import PrefixTree
@@ -23,7 +21,6 @@ from selfcascade.curation.tree import LARGEST_FILE, File, SourceChanged
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
-KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 TEXTS = ("txt", "text", "caption")
 """Extensions of a member that holds the caption; else the JSON of the sample is asked."""
 
@@ -47,7 +44,7 @@ class TarSource:
         for file in self.tree.files():
             if file.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
                 found = True
-                with self._local(file) as path:
+                with self.tree.local(file) as path:
                     yield from self._entries(file, path)
         if not found:
             raise SettingsError(f"source.path: {self.label} holds no tar; give a folder or prefix with WebDataset shards")
@@ -124,16 +121,6 @@ class TarSource:
                 return Caption(problem=f"caption encoding: the text of {sample['name']!r} is not UTF-8")
         return caption_of(fields.get(self.source.caption), f"field {self.source.caption!r}")
 
-    @contextmanager
-    def _local(self, file: File) -> Iterator[Path]:
-        """The tar as a file of this machine."""
-        if isinstance(self.tree, FolderTree):
-            yield self.tree.path / file.name
-            return
-        with tempfile.NamedTemporaryFile(prefix="selfcascade-") as copy:
-            self.tree.copy(file, Path(copy.name))
-            yield Path(copy.name)
-
 
 def _fields(data: bytes | None) -> dict[str, Any]:
     try:
@@ -144,11 +131,7 @@ def _fields(data: bytes | None) -> dict[str, Any]:
 
 
 def _key(stem: str) -> str:
-    """The stem where it may be a key, else what is left of it and the beginning of its SHA-256."""
-    if KEY.fullmatch(stem):
-        return stem
-    text = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:60]
-    return f"{text}-{hashlib.sha256(stem.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}".lstrip("-")
+    return key_from(stem, hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 def _is_compressed(path: Path) -> bool:

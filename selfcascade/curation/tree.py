@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from selfcascade.settings import SettingsError
@@ -65,6 +67,13 @@ class Tree(Protocol):
 
         Raises:
             OSError: the file cannot be read.
+        """
+
+    def local(self, file: File) -> AbstractContextManager[Path]:
+        """The file on this machine, while the block lasts.
+
+        Raises:
+            SourceChanged: an ETag is given and the object has another one by now.
         """
 
 

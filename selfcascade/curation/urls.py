@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from selfcascade.config import CurationSettings, UrlsSource
 from selfcascade.curation import download, tables
 from selfcascade.curation.captions import caption_of
 from selfcascade.curation.folder import FolderTree
+from selfcascade.curation.keys import key_from
 from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture, Rejected
 from selfcascade.curation.s3prefix import PrefixTree
@@ -22,7 +22,6 @@ from selfcascade.curation.tree import File
 from selfcascade.settings import SettingsError, canonical_json
 from selfcascade.storage import Store
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 HOSTS = 8
 """If so many hosts are asked and none can even be reached, it is this machine that is offline."""
@@ -112,8 +111,7 @@ class UrlSource:
         key = digest[:32]
         given = None if source.key is None else row[source.key]
         if given is not None:
-            text = str(given)
-            key = text if _KEY.fullmatch(text) else f"{re.sub(r'[^A-Za-z0-9_]+', '-', text).strip('-')[:60]}-{digest[:12]}".lstrip("-")
+            key = key_from(str(given), digest)
         return Entry(key, name, 0, f"url:{digest}" + (f" sha256:{expected.lower()}" if expected else ""), caption.text, reason, None, extra)
 
     def _tables(self) -> Iterator[tuple[Path, str, str]]:
@@ -134,12 +132,8 @@ class UrlSource:
             raise SettingsError(f"source.path: {path} holds no table; looked for {', '.join('.' + extension for extension in tables.KINDS)}")
         for file in sorted(found, key=lambda file: file.name):
             label = f"{tree.label}/{file.name}"
-            if isinstance(tree, FolderTree):
-                yield tree.path / file.name, tables.kind_of_table(file.name) or "", label
-            else:
-                with tempfile.NamedTemporaryFile(prefix="selfcascade-") as copy:
-                    tree.copy(file, Path(copy.name))
-                    yield Path(copy.name), tables.kind_of_table(file.name) or "", label
+            with tree.local(file) as local:
+                yield local, tables.kind_of_table(file.name) or "", label
 
 
 def _plain(value: Any) -> Any:

@@ -150,7 +150,6 @@ CURATES = """
 import resource, sys
 from pathlib import Path
 from selfcascade.config import CurationSettings, StoreSettings
-from selfcascade.curation import decoding
 from selfcascade.curation.curate import curate
 from selfcascade.storage import Store
 source = {"kind": "folder", "path": sys.argv[1], "captions": "file-name"}
