@@ -45,7 +45,7 @@ def steps_of(stage: str, run: PipelineSettings, store: Store) -> Iterator[Step]:
         case "curate":
             yield _Outlook(run, store).curation()
         case "pretrain":
-            yield _pretraining(run.pretraining, store)
+            yield _pretraining(run.pretraining, run, store)
         case "adapt":
             yield _adaptation(run.adaptation, run, store)
         case "generate":
@@ -155,10 +155,10 @@ def _inputs(run: PipelineSettings, plan: CurationPlan) -> int:
     return sum(min(size, plan.inputs - index * size) for index in plan.todo)
 
 
-def _pretraining(settings: PretrainingSettings, store: Store) -> Step:
+def _pretraining(settings: PretrainingSettings, run: PipelineSettings, store: Store) -> Step:
     from selfcascade.adaptation.pretrain import plan_pretraining, steps_done, steps_planned
 
-    plan = plan_pretraining(settings, store)
+    plan = plan_pretraining(settings, store, device=run.execution.device)
     ahead = sum(steps_planned(settings).values()) - sum(steps_done(settings, store, plan).values())
     return _step("pretrain", plan, work=ahead, serial=True)
 

@@ -15,9 +15,9 @@ from selfcascade_tasks.workers import workers
 
 
 @task(name="plan-base", task_run_name="plan {settings.name}", tags=["pretrain"], **NETWORK)
-def plan(settings: PretrainingSettings, store: StoreSettings) -> PretrainingPlan:
+def plan(settings: PretrainingSettings, store: StoreSettings, execution: ExecutionSettings) -> PretrainingPlan:
     """The address of the base and the phases that are left."""
-    return plan_pretraining(settings, opened(store))
+    return plan_pretraining(settings, opened(store), device=execution.device)
 
 
 @task(name="train-base", task_run_name="train {settings.name}", tags=["pretrain"], **NETWORK)

@@ -15,10 +15,10 @@ from torch import Tensor
 from selfcascade.config import AutoencoderSettings
 
 
-def generator_of(*parts: object) -> torch.Generator:
-    """A CPU generator whose stream depends on ``parts`` alone, so that a step draws the same numbers whether or not a run was interrupted."""
+def generator_of(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream depends on ``parts`` and the kind of device alone: a step draws the same numbers whether or not a run was interrupted."""
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def build_autoencoder(settings: AutoencoderSettings, *, side: int, seed: int) -> AutoencoderKL:
@@ -52,26 +52,30 @@ class AutoencoderTraining:
         pictures: uint8 (N, S, S, 3), sRGB; S is twice the native side.
         seed: of initial weights, crops and posterior noise.
         dtype: autocast precision; the weights stay fp32.
+        device: that trains. It holds the pictures too, as bytes.
     """
 
-    def __init__(self, settings: AutoencoderSettings, pictures: NDArray[np.uint8], *, seed: int, dtype: torch.dtype) -> None:
-        self.settings, self.pictures, self.seed, self.dtype = settings, pictures, seed, dtype
+    def __init__(
+        self, settings: AutoencoderSettings, pictures: NDArray[np.uint8], *, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.settings, self.seed, self.dtype, self.device = settings, seed, dtype, torch.device(device)
+        self.pictures = torch.from_numpy(pictures).to(self.device)
         self.native = pictures.shape[1] // 2
-        self.model = build_autoencoder(settings, side=self.native, seed=seed).train()
+        self.model = build_autoencoder(settings, side=self.native, seed=seed).to(self.device).train()
         self.optimizers = (torch.optim.AdamW(self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True),)
         self.step = 0
 
-    def advance(self) -> float:
-        """One optimizer step; returns its loss."""
+    def advance(self) -> Tensor:
+        """One optimizer step; returns its loss, a scalar on the device: whoever reads it waits for the step."""
         settings = self.settings
         generator = generator_of(self.seed, "autoencoder", self.step)
         refining = self.step >= settings.steps
         equivariance, kl = (0.0, 0.1 * settings.kl) if refining else (settings.equivariance, settings.kl)
         equivariant, whole = (torch.rand(2, generator=generator) < torch.tensor([equivariance, 0.25])).tolist()
         pixels = self._crops(generator, whole=whole or equivariant)
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             posterior = self.model.encode(pixels).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator)
+            noise = torch.randn(posterior.mean.shape, generator=generator_of(self.seed, "posterior", self.step, device=self.device), device=self.device)
             latent = posterior.mean + posterior.std * noise
             if equivariant:
                 latent, pixels = F.avg_pool2d(latent, 2), F.avg_pool2d(pixels, 2)
@@ -84,7 +88,7 @@ class AutoencoderTraining:
         set_rate(self.optimizers[0], self._learning_rate())
         self.optimizers[0].step()
         self.step += 1
-        return float(loss.detach())
+        return loss.detach()
 
     def _learning_rate(self) -> float:
         settings = self.settings
@@ -96,16 +100,19 @@ class AutoencoderTraining:
         """Float (B, 3, side, side) in [-1, 1]: crops of the pictures as they are and of their halves in turn, or whole halves."""
         side = self.native if whole else self.settings.crop
         count = max(1, self.settings.batch * self.settings.crop**2 // side**2)
-        full = self.pictures.shape[1]
-        chosen = torch.randint(len(self.pictures), (count,), generator=generator).tolist()
-        crops = []
-        for position, index in enumerate(chosen):
-            factor = 2 if whole or position % 2 else 1
-            span = side * factor
-            top, left = (torch.randint(0, (full - span) // 2 + 1, (2,), generator=generator) * 2).tolist()
-            crop = torch.from_numpy(self.pictures[index, top : top + span, left : left + span]).permute(2, 0, 1)[None].float()
-            crops.append(F.avg_pool2d(crop, 2) if factor == 2 else crop)
+        chosen = torch.randint(len(self.pictures), (count,), generator=generator)
+        place = torch.rand((2, count), generator=generator)
+        halved = torch.ones(count, dtype=torch.bool) if whole else torch.arange(count) % 2 == 1
+        crops = [self._cut(chosen[here], place[:, here], side=side, factor=factor) for factor, here in ((1, ~halved), (2, halved)) if here.any()]
         return torch.cat(crops) / 127.5 - 1
+
+    def _cut(self, chosen: Tensor, place: Tensor, *, side: int, factor: int) -> Tensor:
+        """Float (B, 3, side, side) in [0, 255]: squares of ``factor * side`` pixels, averaged over ``factor``, with even corners at shares ``place`` (2, B)."""
+        span = side * factor
+        corners = (place * ((self.pictures.shape[1] - span) // 2 + 1)).long() * 2
+        rows, columns = (corners[..., None] + torch.arange(span)).to(self.device, non_blocking=True)
+        picked = self.pictures[chosen.to(self.device, non_blocking=True)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return F.avg_pool2d(picked.permute(0, 3, 1, 2).float(), factor)
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, *, gradient_l1: float) -> Tensor:
@@ -139,8 +146,8 @@ def halves(pictures: NDArray[np.uint8], *, batch: int = 64) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def encode_all(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
-    """Posterior means of the halved pictures, float32 (N, C, S/16, S/16), times the model's scaling factor."""
-    latents: Tensor = torch.cat([model.encode(block).latent_dist.mean for block in halves(pictures)]) * model.config.scaling_factor
+    """Posterior means of the halved pictures, float32 (N, C, S/16, S/16) on the model's device, times its scaling factor."""
+    latents: Tensor = torch.cat([model.encode(block.to(model.device)).latent_dist.mean for block in halves(pictures)]) * model.config.scaling_factor
     return latents
 
 
@@ -167,6 +174,7 @@ def psnr(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> float:
     """Mean over pictures of the PSNR, in dB, of decode(encode(x)) against x at the native side, both as 8-bit values."""
     values = []
     for block in halves(pictures):
+        block = block.to(model.device)
         decoded = model.decode(model.encode(block).latent_dist.mean).sample
         error = ((decoded.clamp(-1, 1) * 127.5 + 127.5).round() - (block * 127.5 + 127.5).round()).square().mean(dim=(1, 2, 3))
         values.append(10 * torch.log10(255**2 / error.clamp_min(1e-3)))

@@ -20,7 +20,7 @@ def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: Artifact
         settings: of the run.
         ref: of the base.
         dataset: that it learnt from.
-        record: ``counts``, ``log_every`` and ``losses`` of each phase (mean loss of every ``log_every`` steps).
+        record: ``counts``, kind of ``device``, version of ``torch``, ``log_every`` and ``losses`` of each phase (mean loss of every ``log_every`` steps).
         init: base that training went on from, as name@version.
     """
     counts = record["counts"]
@@ -38,6 +38,7 @@ def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: Artifact
         "zero mean and unit variance. Denoiser: noise prediction with min-SNR weights on latents of the published autoencoder; the text encoder learns "
         "along. The published weights are the moving average, in half precision.",
         markdown_table("setting", {name: value for name, value in flattened(settings.what()).items() if not init or not name.startswith("autoencoder.")}),
+        f"Trained by torch {record['torch']} on a device of kind {record['device']}: other ones draw and sum otherwise and end with other weights.",
         f"Loss of what was trained (of the denoiser its noise MSE), mean over {record['log_every']} steps at the step given:",
         *(_curve(phase, values, record["log_every"]) for phase, values in record["losses"].items() if values),
         f"To train it again:\n\n```\nselfcascade pretrain --config {settings.name}\n```",

@@ -118,7 +118,7 @@ class DenoiserTraining:
 
     Args:
         settings: architecture and training.
-        latents: float32 (N, C, h, w), scaled.
+        latents: float32 (N, C, h, w), scaled, on the device that trains.
         tokens: int64 (N, max_tokens), the caption of each latent.
         empty: int64 (1, max_tokens), the empty caption.
         vocabulary: size of the tokenizer's vocabulary.
@@ -127,9 +127,10 @@ class DenoiserTraining:
     """
 
     def __init__(self, settings: DenoiserSettings, latents: Tensor, tokens: Tensor, empty: Tensor, *, vocabulary: int, seed: int, dtype: torch.dtype) -> None:
-        self.settings, self.latents, self.tokens, self.empty, self.seed, self.dtype = settings, latents, tokens, empty, seed, dtype
-        self.unet = build_unet(settings, latent_channels=latents.shape[1], latent_side=latents.shape[-1], seed=seed).train()
-        self.text_encoder = build_text_encoder(settings, vocabulary=vocabulary, seed=seed).train()
+        self.settings, self.latents, self.seed, self.dtype, self.device = settings, latents, seed, dtype, latents.device
+        self.tokens, self.empty = tokens.to(self.device), empty.to(self.device)
+        self.unet = build_unet(settings, latent_channels=latents.shape[1], latent_side=latents.shape[-1], seed=seed).to(self.device).train()
+        self.text_encoder = build_text_encoder(settings, vocabulary=vocabulary, seed=seed).to(self.device).train()
         self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.matrices = matrices_of(self.unet)
@@ -139,22 +140,24 @@ class DenoiserTraining:
             torch.optim.Muon(list(self.matrices), lr=settings.lr, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True),
         )
-        self.alphas = build_scheduler().alphas_cumprod
+        self.alphas = build_scheduler().alphas_cumprod.to(self.device)
         self.step = 0
 
-    def advance(self) -> float:
-        """One optimizer step; returns the plain noise MSE of its batch (the weighted loss is what is minimised)."""
+    def advance(self) -> Tensor:
+        """One optimizer step; returns the plain noise MSE of its batch (the weighted loss is what is minimised), a scalar on the device: whoever reads it
+        waits for the step.
+        """
         generator = generator_of(self.seed, "denoiser", self.step)
         chosen = self._batch()
         count = len(chosen)
-        clean, tokens = self.latents[chosen], self.tokens[chosen]
         dropped = torch.rand(count, generator=generator) < self.settings.caption_dropout
-        tokens = torch.where(dropped[:, None], self.empty, tokens)
         timesteps = stratified_timesteps(count, below=len(self.alphas), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        chosen, dropped, timesteps = (drawn.to(self.device, non_blocking=True) for drawn in (chosen, dropped, timesteps))
+        clean, tokens = self.latents[chosen], torch.where(dropped[:, None], self.empty, self.tokens[chosen])
+        noise = torch.randn(clean.shape, generator=generator_of(self.seed, "noise", self.step, device=self.device), device=self.device)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             states = self.text_encoder(tokens).last_hidden_state
             predicted = self.unet(noisy, timesteps, states).sample
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
@@ -170,7 +173,7 @@ class DenoiserTraining:
             optimizer.step()  # type: ignore[no-untyped-call]
         self.step += 1
         self._follow()
-        return float(errors.detach().mean())
+        return errors.detach().mean()
 
     def _batch(self) -> Tensor:
         """Indices of the step's samples, int64 (B,): each epoch is its own permutation, the last ragged batch is left out."""
@@ -183,7 +186,7 @@ class DenoiserTraining:
     def _weights(self, timesteps: Tensor) -> Tensor:
         """Of the samples' errors, float (B,)."""
         if self.settings.snr_gamma is None:
-            return torch.ones(len(timesteps))
+            return torch.ones(len(timesteps), device=self.device)
         return min_snr_weights(timesteps, self.alphas, gamma=self.settings.snr_gamma)
 
     @torch.no_grad()
@@ -193,7 +196,7 @@ class DenoiserTraining:
 
     @torch.no_grad()
     def averaged(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-        """Copies of the UNet and the text encoder that hold the moving average."""
+        """Copies of the UNet and the text encoder that hold the moving average, on the CPU."""
         unet = UNet2DConditionModel.from_config(self.unet.config).eval()
         text_encoder = CLIPTextModel(self.text_encoder.config).eval()
         for target, source in zip([*unet.parameters(), *text_encoder.parameters()], self.average, strict=True):

@@ -27,6 +27,7 @@ from selfcascade.adaptation.trainer import Diverged
 from selfcascade.bases import ResolvedBase, resolve_base
 from selfcascade.config import PretrainingSettings
 from selfcascade.curation.reading import read_samples
+from selfcascade.generation.models import resolve_device
 from selfcascade.generation.precision import warn_of_slow_precision
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
@@ -68,10 +69,20 @@ class PretrainingPlan(Plan):
 
     dataset: ArtifactRef = Field(description="dataset that the base learns from, pinned")
     init: str | None = Field(None, description="base that training goes on from, as name@version")
+    device: str = Field(description="torch device that trains")
 
 
-def plan_pretraining(settings: PretrainingSettings, store: Store) -> PretrainingPlan:
-    """The address of the base and how far its training is. One unit a phase; writes nothing."""
+def plan_pretraining(settings: PretrainingSettings, store: Store, *, device: str = "auto") -> PretrainingPlan:
+    """The address of the base and how far its training is. One unit a phase; writes nothing.
+
+    Args:
+        settings: of the run.
+        store: where everything is.
+        device: torch device: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        SettingsError: dataset or base is unknown, or there is no such device.
+    """
     dataset = resolve(store, settings.dataset, kind="datasets").ref
     init = resolve_base(settings.init, store) if settings.init is not None else None
     artifact = _artifact(settings, store, dataset, init.version if init else None)
@@ -88,14 +99,15 @@ def plan_pretraining(settings: PretrainingSettings, store: Store) -> Pretraining
         bytes_planned=25_000_000 if todo else 0,
         dataset=dataset,
         init=str(init) if init else None,
+        device=str(resolve_device(device)),
     )
 
 
 def train_base(settings: PretrainingSettings, store: Store, plan: PretrainingPlan, progress: Callable[[PretrainingStep], None] | None = None) -> None:
     """Train what is not trained yet and put the base's files into the store. Interrupted and run again, it goes on at the last checkpoint.
 
-    Every draw of a step follows from the seed and the step's number, so an interrupted run ends with the weights of an undisturbed one, bit for bit on one
-    machine. The denoiser learns on latents of the autoencoder *as published*, in half precision.
+    Every draw of a step follows from the seed and the step's number, so an interrupted run ends with the weights of an undisturbed one: bit for bit on one
+    CPU, to rounding on a GPU, whose sums have no fixed order. The denoiser learns on latents of the autoencoder *as published*, in half precision.
 
     Raises:
         SettingsError: the dataset's pictures do not have twice the base's side, a split is empty, or the base to go on from has another shape, or is
@@ -105,7 +117,8 @@ def train_base(settings: PretrainingSettings, store: Store, plan: PretrainingPla
     if plan.published:
         return
     torch.set_num_threads(settings.compute.threads)
-    warn_of_slow_precision("pretraining.compute.dtype", settings.compute.dtype, torch.device("cpu"))
+    device = torch.device(plan.device)
+    warn_of_slow_precision("pretraining.compute.dtype", settings.compute.dtype, device)
     artifact = _artifact(settings, store, plan.dataset, _version(plan.init))
     pictures = _pictures(settings, resolve(store, plan.dataset.uri))
     init = _planned_init(settings, store, plan)
@@ -113,9 +126,9 @@ def train_base(settings: PretrainingSettings, store: Store, plan: PretrainingPla
         if init:
             _keep_autoencoder(init, artifact)
         else:
-            _train_autoencoder(settings, artifact, pictures, progress)
+            _train_autoencoder(settings, artifact, pictures, device, progress)
     if 1 in plan.todo:
-        _train_denoiser(settings, artifact, plan.dataset, pictures, init, progress)
+        _train_denoiser(settings, artifact, plan.dataset, pictures, init, device, progress)
 
 
 def publish_pretraining(settings: PretrainingSettings, store: Store, plan: PretrainingPlan) -> ArtifactRef:
@@ -197,15 +210,17 @@ def _take_over(training: DenoiserTraining, base: ResolvedBase) -> None:
             average.copy_(parameter)
 
 
-def _train_autoencoder(settings: PretrainingSettings, artifact: Artifact, pictures: _Pictures, progress: Callable[[PretrainingStep], None] | None) -> None:
+def _train_autoencoder(
+    settings: PretrainingSettings, artifact: Artifact, pictures: _Pictures, device: torch.device, progress: Callable[[PretrainingStep], None] | None
+) -> None:
     dtype: torch.dtype = getattr(torch, settings.compute.dtype)
-    training = AutoencoderTraining(settings.autoencoder, pictures.train, seed=settings.seed, dtype=dtype)
+    training = AutoencoderTraining(settings.autoencoder, pictures.train, seed=settings.seed, dtype=dtype, device=device)
     checkpoints = CheckpointFolder(artifact.store, version=artifact.ref.version, latents="autoencoder")
     losses = _run("autoencoder", training, {"model": training.model}, {}, settings.autoencoder.total_steps, settings.checkpoint_steps, checkpoints, progress)
     model = training.model.eval()
     fold_statistics(model, encode_all(model, pictures.train[:4096]))
     with TemporaryDirectory(prefix="selfcascade-") as folder:
-        model.half().save_pretrained(Path(folder, "vae"))
+        model.cpu().half().save_pretrained(Path(folder, "vae"))
         artifact.put(TRAINING_AUTOENCODER, json.dumps({"losses": losses}).encode())
         for name in AUTOENCODER:
             artifact.put(name, Path(folder, name))
@@ -217,6 +232,7 @@ def _train_denoiser(
     dataset: ArtifactRef,
     pictures: _Pictures,
     init: ResolvedBase | None,
+    device: torch.device,
     progress: Callable[[PretrainingStep], None] | None,
 ) -> None:
     dtype: torch.dtype = getattr(torch, settings.compute.dtype)
@@ -224,7 +240,7 @@ def _train_denoiser(
         for name in AUTOENCODER:
             Path(folder, name).parent.mkdir(exist_ok=True)
             artifact.download(name, Path(folder, name))
-        autoencoder = AutoencoderKL.from_pretrained(Path(folder, "vae"), torch_dtype=torch.float32).eval()
+        autoencoder = AutoencoderKL.from_pretrained(Path(folder, "vae"), torch_dtype=torch.float32).to(device).eval()
     latents = encode_all(autoencoder, pictures.train).clone()
     max_tokens = settings.denoiser.max_tokens
     tokenizer = wrap_tokenizer(_vocabulary(init), max_tokens=max_tokens) if init else build_tokenizer(pictures.captions, max_tokens=max_tokens)
@@ -244,8 +260,9 @@ def _train_denoiser(
     modules = {"unet": training.unet, "text_encoder": training.text_encoder}
     losses = _run("denoiser", training, modules, average, settings.denoiser.steps, settings.checkpoint_steps, checkpoints, progress)
     unet, text_encoder = training.averaged()
+    held_out = round(psnr(autoencoder, pictures.tune[:512]), 2)
     pipeline = StableDiffusionPipeline(
-        vae=autoencoder,
+        vae=autoencoder.cpu(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
@@ -260,10 +277,10 @@ def _train_denoiser(
         "parameters_unet": parameters_of(unet),
         "parameters_text_encoder": parameters_of(text_encoder),
         "parameters_autoencoder": parameters_of(autoencoder),
-        "psnr_held_out_db": round(psnr(autoencoder, pictures.tune[:512]), 2),
+        "psnr_held_out_db": held_out,
     }
-    autoencoder_losses = json.loads(artifact.read(TRAINING_AUTOENCODER))["losses"]
-    record = {"counts": counts, "log_every": LOG_EVERY, "losses": {"autoencoder": autoencoder_losses, "denoiser": losses}}
+    curves = {"autoencoder": json.loads(artifact.read(TRAINING_AUTOENCODER))["losses"], "denoiser": losses}
+    record = {"counts": counts, "device": device.type, "torch": torch.__version__, "log_every": LOG_EVERY, "losses": curves}
     with TemporaryDirectory(prefix="selfcascade-") as folder:
         pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
         Path(folder, "README.md").write_text(base_card(settings, artifact.ref, dataset, record, init=str(init) if init else None), encoding="utf-8")
@@ -295,13 +312,20 @@ def _run(
         training.step = found.step
         losses = found.record["losses"]
         log.info("%s goes on at step %d of %d", phase, found.step, steps)
+    fresh: list[Tensor] = []
     while training.step < steps:
-        losses.append(training.advance())
-        if not np.isfinite(losses[-1]):
-            raise Diverged(f"pretraining: the loss of the {phase} is {losses[-1]} at step {training.step}; lower pretraining.{phase}.lr or use dtype float32")
+        fresh.append(training.advance())
+        saves = training.step % every == 0 or training.step == steps
+        if training.step % TELL_EVERY and not saves:
+            continue  # the loss is not looked at in every step: a GPU would wait for its host each time
+        first, losses = len(losses), losses + torch.stack(fresh).tolist()
+        fresh.clear()
+        for step, loss in enumerate(losses[first:], start=first + 1):
+            if not np.isfinite(loss):
+                raise Diverged(f"pretraining: the loss of the {phase} is {loss} at step {step}; lower pretraining.{phase}.lr or use dtype float32")
         if training.step % TELL_EVERY == 0 and progress is not None:
             progress(PretrainingStep(phase, training.step, steps, float(np.mean(losses[-TELL_EVERY:]))))
-        if training.step % every == 0 or training.step == steps:
+        if saves:
             checkpoints.save(training.step, tensors | _optimizer_tensors(training.optimizers), {"losses": losses})
     return [round(float(np.mean(losses[start : start + LOG_EVERY])), 5) for start in range(0, len(losses), LOG_EVERY)]
 

@@ -7,15 +7,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfcascade.config import Captions
+from selfcascade.curation.ahead import mapped
 from selfcascade.curation.tree import LARGEST_FILE, File, Tree
 from selfcascade.settings import SettingsError
 
@@ -104,10 +103,7 @@ def _beside(tree: Tree, pictures: Sequence[File], others: Sequence[File]) -> Ite
         except OSError:
             return Caption(problem=f"caption unreadable: {file.name} cannot be opened")
 
-    remaining = iter(pictures)
-    with ThreadPoolExecutor(8) as pool:
-        while batch := list(islice(remaining, 1024)):
-            yield from pool.map(read, batch)
+    yield from mapped(read, pictures, threads=8, ahead=1024)
 
 
 def words_of(name: str) -> str:
@@ -125,10 +121,7 @@ def _within(tree: Tree, pictures: Sequence[File]) -> Iterator[Caption]:
         except OSError:
             return Caption()
 
-    remaining = iter(pictures)
-    with ThreadPoolExecutor(8) as pool:
-        while batch := list(islice(remaining, 64)):
-            yield from pool.map(read, batch)
+    yield from mapped(read, pictures, threads=8)
 
 
 def _rows_of_jsonl(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from selfcascade.curation import shards
+from selfcascade.curation.ahead import mapped
 from selfcascade.curation.splits import Split
 from selfcascade.storage import Artifact
 
@@ -32,6 +33,8 @@ class Sample:
 def read_samples(artifact: Artifact, split: Split | None = None) -> Iterator[Sample]:
     """Samples in key order, of one split or of all; one shard is on disk at a time, and every object is checked against the manifest.
 
+    A few pictures ahead of the one that was asked for are decoded by threads.
+
     Raises:
         NotFound: the artifact is not published.
         IntegrityError: an object does not match its manifest; names it.
@@ -41,10 +44,8 @@ def read_samples(artifact: Artifact, split: Split | None = None) -> Iterator[Sam
         for name in names:
             path = Path(folder, name)
             artifact.download(name, path)
-            for stored in shards.read_tar(path):
-                fields = stored.fields
-                if split is None or fields["split"] == split:
-                    yield Sample(fields["key"], stored.pixels(), fields["caption"], fields["split"])
+            chosen = (stored for stored in shards.read_tar(path) if split is None or stored.fields["split"] == split)
+            yield from mapped(_decoded, chosen)
             path.unlink()
 
 
@@ -63,6 +64,11 @@ def read_rows(artifact: Artifact) -> Iterator[tuple[int, pa.Table]]:
     """Number and table of each shard, with all columns that it has, those of scorers and sources too; one is in memory at a time. Raises as above."""
     for name in _names(artifact, ".parquet"):
         yield int(name.removesuffix(".parquet")), pq.read_table(io.BytesIO(artifact.read(name)))
+
+
+def _decoded(stored: shards.Stored) -> Sample:
+    fields = stored.fields
+    return Sample(fields["key"], stored.pixels(), fields["caption"], fields["split"])
 
 
 def _names(artifact: Artifact, extension: str) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from typing import Protocol, cast
 
 from selfcascade.config import Captions, CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource, WebDatasetSource
+from selfcascade.curation.ahead import mapped
 from selfcascade.curation.captions import Caption, captions_of
 from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
@@ -117,10 +116,7 @@ class FileSource:
             except OSError:
                 return ""
 
-        remaining = iter(pictures)
-        with ThreadPoolExecutor(8) as pool:
-            while batch := list(islice(remaining, 1024)):
-                yield from pool.map(digest, batch)
+        yield from mapped(digest, pictures, threads=8, ahead=1024)
 
     @staticmethod
     def _entry(key: str, file: File, digest: str, caption: Caption) -> Entry:
