@@ -63,7 +63,7 @@ class Subject:
         phi = FeatureUpsampler.for_base(self.pipeline.spec, variant="C", pivot_t=pivot_t, shared=True)
         for parameter in phi.parameters():
             torch.nn.init.normal_(parameter, std=0.01)
-        return quiet(SelfCascadePipeline.from_pipe(self.pipeline, upsampler=phi.to(self.pipeline.unet.dtype)))
+        return quiet(SelfCascadePipeline.from_pipe(self.pipeline, upsampler=phi.to(self.pipeline.device, self.pipeline.unet.dtype)))
 
 
 def quiet(pipeline: Any) -> Any:
@@ -78,30 +78,34 @@ def shipped() -> Subject:
     return Subject("tiny-emoji", pipeline, cascade.start, cascade.guidance_scale, {"prompt": "red apple"}, STEPS, speed.FAST, cascade.upscale, cascade.eta)
 
 
-def shaped(name: str, published: str, divisor: int, probe: int) -> Subject:
+def shaped(name: str, published: str, divisor: int, probe: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Subject:
     """A base of random weights with the widths of a published one divided; autoencoder and text are small, since they are no part of the comparison."""
     config = dict(PUBLISHED[published].unet)
     heads = config["attention_head_dim"]
     for key in (*models.WIDTHS,):
         if key in config and key != "norm_num_groups":
             config[key] = tuple(width // divisor for width in config[key]) if isinstance(config[key], tuple) else config[key] // divisor
-    config |= {"norm_num_groups": 8, "attention_head_dim": tuple(max(1, count // divisor) for count in heads) if isinstance(heads, tuple) else heads}
+    config |= {
+        "norm_num_groups": 8 if divisor > 1 else config.get("norm_num_groups", 32),
+        "attention_head_dim": tuple(max(1, count // divisor) for count in heads) if isinstance(heads, tuple) else heads,
+    }
     xl = "addition_embed_type" in config
     if xl:
         pooled = 64
         config |= {"projection_class_embeddings_input_dim": 6 * config["addition_time_embed_dim"] + pooled}
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**config).eval().requires_grad_(False)
+    with torch.device(device):
+        unet = UNet2DConditionModel(**config).to(dtype).eval().requires_grad_(False)
     noise = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
     small = models.base("sdxl" if xl else "sd21")
     parts = {key: value for key, value in small.components.items() if key not in ("unet", "scheduler")}
     kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     extra = {} if xl else {"requires_safety_checker": False}
-    pipeline = quiet(SelfCascadePipeline.from_pipe(kind(**parts | {"unet": unet, "scheduler": noise}, **extra)))
+    pipeline = quiet(SelfCascadePipeline.from_pipe(kind(**parts | {"unet": unet, "scheduler": noise}, **extra))).to(device, dtype)
     text = {name: torch.randn(1, 77, config["cross_attention_dim"]) for name in ("prompt_embeds", "negative_prompt_embeds")}
     if xl:
         text |= {name: torch.randn(1, pooled) for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")}
-    return Subject(name, pipeline, 0.7, 7.5, text, probe, FAST)
+    return Subject(name, pipeline, 0.7, 7.5, {key: value.to(device, dtype) for key, value in text.items()}, probe, FAST)
 
 
 def seconds_of(subject: Subject, run: Run, counts: dict[int, int], **call: Any) -> float:
@@ -109,6 +113,8 @@ def seconds_of(subject: Subject, run: Run, counts: dict[int, int], **call: Any) 
     marks: list[tuple[int, float]] = []
 
     def mark(pipeline: Any, index: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if tensors["latents"].is_cuda:
+            torch.cuda.synchronize()
         marks.append((tensors["latents"].shape[-1], time.perf_counter()))
         return {}
 

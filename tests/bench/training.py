@@ -46,7 +46,7 @@ from selfcascade.cascade.families import BaseSpec, spec_of
 from selfcascade.cascade.injection import unet_with_pivot
 from selfcascade.cascade.published import published_unet
 from selfcascade.cascade.upsampler import FeatureUpsampler
-from selfcascade.config import AdaptationSettings, ComputeSettings, StoreSettings, UpsamplerSettings
+from selfcascade.config import AdaptationSettings, ComputeSettings, Dtype, StoreSettings, UpsamplerSettings
 from selfcascade.storage import Store, embedded
 
 CPU = torch.device("cpu")
@@ -77,13 +77,15 @@ class Subject:
     guidance: float
     probe: int
     """Steps of the pivot's sampling that are run, of SAMPLING."""
+    device: torch.device = CPU
+    dtype: Dtype = "float32"
 
     @property
     def name(self) -> str:
         return self.base.name
 
     def pipeline(self) -> SelfCascadePipeline:
-        return quiet(SelfCascadePipeline.from_pipe(load_pipeline(self.base, torch.float32)))
+        return quiet(SelfCascadePipeline.from_pipe(load_pipeline(self.base, getattr(torch, self.dtype), self.device)))
 
     def trainer(self, method: str, pipeline: SelfCascadePipeline, latents: LatentCache) -> Trainer:
         """At step 0, as a run of the product has it."""
@@ -94,10 +96,10 @@ class Subject:
             batch=self.batch,
             basis_samples=2,
             previews=0,
-            compute=ComputeSettings(dtype="float32", threads=1),
+            compute=ComputeSettings(dtype=self.dtype, threads=1),
             **METHODS[method],
         )
-        trainer = trainer_of(settings, pipeline, latents, self.base, CPU)
+        trainer = trainer_of(settings, pipeline, latents, self.base, self.device)
         if isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
             fit_basis(trainer.objective, latents)
         return trainer
