@@ -88,7 +88,7 @@ def training(records: list[dict[str, Any]]) -> str:
             aims[figure] = record["aim"] or aims.get(figure, "–")
     lines = []
     for title, rows, extra in (("a step", steps, {}), ("ratio", ratios, {"aim": aims})):
-        columns = sorted({column for row in rows.values() for column in row}, key=lambda column: (column.partition(",")[0], column.endswith("MiB")))
+        columns = sorted({column for row in rows.values() for column in row}, key=lambda column: (column.partition(",")[0], column.endswith("iB"), column))
         lines += [_row([title, *columns, *extra]), _row(["---", *["---:"] * (len(columns) + len(extra))])]
         lines += [_row([name, *(row.get(column, "–") for column in columns), *(column[name] for column in extra.values())]) for name, row in rows.items()] + [
             ""
@@ -97,6 +97,13 @@ def training(records: list[dict[str, Any]]) -> str:
     told = " and ".join(f"{count} on {subject}" for subject, count in rounds.items())
     notes = "".join(sorted({f" {record['note']}." for record in records if record["note"]}))
     return "\n".join([*lines, f"Median of paired rounds (lowest to highest), {told}; what has no span is counted. {_made(records[0])}{notes}"])
+
+
+def gpu(records: list[dict[str, Any]]) -> str:
+    """Markdown: training at full width on a GPU, then pictures, where they were measured too."""
+    pictures = [record for record in records if "/sdxl/" in record["id"] and "/GiB/" not in record["id"]]
+    steps = training([record for record in records if "/sdxl/" not in record["id"]])
+    return "\n\n".join([steps, sampling(pictures)] if pictures else [steps])
 
 
 def _aimed(ratios: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
@@ -209,6 +216,7 @@ def duplicates(record: dict[str, Any]) -> str:
 BLOCKS = {
     "sampling": sampling,
     "training": training,
+    "gpu": gpu,
     "seeds": seeds,
     "speed": speed,
     "memory": memory,

@@ -210,6 +210,8 @@ class CurationSettings(Settings):
 class AutoencoderSettings(Settings):
     """The small base's autoencoder and its training."""
 
+    FORMAT = 2  # crops are drawn all at once
+
     channels: tuple[int, ...] = Field((16, 32, 64, 96), min_length=1, description="channels a level; each level but the last halves the side")
     latent_channels: int = Field(4, ge=1, description="channels of the latent")
     crop: int = Field(64, ge=16, multiple_of=8, description="side of the training crops in pixels")
@@ -230,7 +232,7 @@ class AutoencoderSettings(Settings):
 class DenoiserSettings(Settings):
     """The small base's UNet and text encoder and their training."""
 
-    FORMAT = 2  # Muon steps the hidden weights
+    FORMAT = 3  # Muon steps the hidden weights; noise is drawn on the device that trains
 
     channels: tuple[int, ...] = Field((64, 128, 160), min_length=2, description="channels a level")
     text_width: int = Field(96, ge=8, description="width of the text encoder")

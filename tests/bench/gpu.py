@@ -38,7 +38,7 @@ Recorder = Callable[[list[Record]], None]
 
 def here(device: torch.device) -> str:
     """The card, and the processor that feeds it."""
-    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {machine()}" if device.type == "cuda" else machine()
+    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__} fed by {machine()}" if device.type == "cuda" else machine()
 
 
 def wait(device: torch.device) -> float:
@@ -102,18 +102,20 @@ def train(device: torch.device, divisor: int, steps: int, tell: Recorder) -> Non
         full = statistics.median(seconds[training.FULL])
         records = []
         for method in training.METHODS:
-            records.append(record(f"gpu/training/seconds/{method}", seconds[method], "", about, unit="s"))
-            records.append(record(f"gpu/training/GiB/{method}", [peaks[method]], "", f"{about}; allocated at most", unit="GiB"))
+            records.append(record(f"gpu/sd-2.1-base/seconds/{method}", seconds[method], "", about, unit="s"))
+            records.append(record(f"gpu/sd-2.1-base/GiB/{method}", [peaks[method]], "", f"{about}; allocated at most", unit="GiB"))
             if method != training.FULL:
                 aim = "<= 0.65" if method == training.OURS else ""
-                records.append(record(f"gpu/training/{method} over full", [value / full for value in seconds[method]], aim, "median step of full fine-tuning"))
+                records.append(
+                    record(f"gpu/sd-2.1-base/{method} over full", [value / full for value in seconds[method]], aim, "median step of full fine-tuning")
+                )
                 if peaks[training.FULL]:
                     aim = "<= 0.5" if method == training.OURS else ""
                     ratio = peaks[method] / peaks[training.FULL]
-                    records.append(record(f"gpu/training/memory of {method} over full", [ratio], aim, "full fine-tuning; allocated at most"))
+                    records.append(record(f"gpu/sd-2.1-base/peak memory of {method} over full", [ratio], aim, "full fine-tuning; allocated at most"))
         ratios = [(value + pivots) / value for value in seconds[training.OURS]]
         against = f"the released recipe: {training.SAMPLING} guided base steps for each sample of a step"
-        records.append(record(f"gpu/training/step that samples its pivot over {training.OURS}", ratios, ">= 10", against))
+        records.append(record(f"gpu/sd-2.1-base/step that samples its pivot over {training.OURS}", ratios, ">= 10", against))
         tell(records)
 
 
@@ -156,7 +158,7 @@ def sample(device: torch.device, divisor: int, factor: int, probe: int, rounds: 
                 peaks[name] = peak_gib(device)
             print(f"SDXL {factor * factor}x {name}: {value:.2f} s, {peak_gib(device):.1f} GiB of {held:.1f} GiB weights", file=sys.stderr, flush=True)
     side = subject.size(factor)[0]
-    prefix, about = f"gpu/sampling/{factor * factor}x", f"{side} px, bfloat16, guidance {subject.guidance:g}, K / T = {subject.start:g}"
+    prefix, about = f"gpu/sdxl/{factor * factor}x", f"{side} px, bfloat16, guidance {subject.guidance:g}, K / T = {subject.start:g}"
     note = f"{probe} steps of {sampling.STEPS} run, the others counted as their mean"
     records = []
     for name in found:
