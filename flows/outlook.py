@@ -94,7 +94,7 @@ class _Outlook:
             return None
         settings = self.run.pretraining.model_copy(update={"dataset": self.dataset})
         if self.curated.published:
-            return _pretraining(settings, self.store)
+            return _pretraining(settings, self.run, self.store)
         return Step("pretrain", settings.name, 2, 0, settings.autoencoder.steps + settings.denoiser.steps, serial=True)
 
     def adaptation(self, training: AdaptationSettings, ready: bool) -> Step:

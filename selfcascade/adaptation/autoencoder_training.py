@@ -88,7 +88,8 @@ class AutoencoderTraining:
         set_rate(self.optimizers[0], self._learning_rate())
         self.optimizers[0].step()
         self.step += 1
-        return loss.detach()
+        reached: Tensor = loss.detach()
+        return reached
 
     def _learning_rate(self) -> float:
         settings = self.settings

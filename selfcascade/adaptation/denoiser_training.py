@@ -173,7 +173,8 @@ class DenoiserTraining:
             optimizer.step()  # type: ignore[no-untyped-call]
         self.step += 1
         self._follow()
-        return errors.detach().mean()
+        reached: Tensor = errors.detach().mean()
+        return reached
 
     def _batch(self) -> Tensor:
         """Indices of the step's samples, int64 (B,): each epoch is its own permutation, the last ragged batch is left out."""

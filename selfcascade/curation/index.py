@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -44,8 +46,7 @@ def read_index(artifact: Artifact, split: Split | None) -> list[Shard]:
         IntegrityError: a table does not match the manifest; names it.
         SettingsError: there is no sample of the split.
     """
-    names = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(".tar")]
-    names.sort(key=lambda name: (len(name), name))  # names of more than five digits do not sort as text
+    names = tars_of(artifact)
     with ThreadPoolExecutor(8) as pool:
         found = [shard for shard in pool.map(lambda name: _shard(artifact, name, split), names) if len(shard.chosen)]
     if not found:
@@ -53,21 +54,44 @@ def read_index(artifact: Artifact, split: Split | None) -> list[Shard]:
     return found
 
 
+def tars_of(artifact: Artifact) -> list[str]:
+    """Tars of an artifact by their number: names of more than five digits do not sort as text."""
+    names = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(".tar")]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def read_table_of(artifact: Artifact, tar: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, ObjectEntry]:
+    """The table beside a tar, and the tar's entry, both as they are now. Where a removal request rewrote them, the column ``offset`` is empty: what the table
+    says of places is about the tar of before.
+
+    Args:
+        artifact: a published dataset.
+        tar: name of the tar inside the artifact.
+        columns: those that are read, where the table has them; unset: all.
+
+    Raises:
+        NotFound: the artifact is not published, or the tar has no table.
+        IntegrityError: the table does not match the manifest; names it.
+    """
+    key = tar.removesuffix(".tar") + ".parquet"
+    data, entry = artifact.read(key), artifact.entry(tar)
+    wanted = None if columns is None else [column for column in columns if column in pq.read_schema(io.BytesIO(data)).names] or None
+    table = pq.read_table(io.BytesIO(data), columns=wanted)
+    if hashlib.sha256(data).hexdigest() == artifact.entry(key).sha256:
+        return table, entry
+    stone = tombstone(artifact.store, entry.key)
+    if "offset" in table.column_names:
+        table = table.set_column(table.column_names.index("offset"), "offset", pa.nulls(table.num_rows, pa.int64()))
+    return table, entry if stone is None else stone.entry
+
+
 def _shard(artifact: Artifact, name: str, split: Split | None) -> Shard:
-    key = name.removesuffix(".tar") + ".parquet"
-    data = artifact.read(key)
-    entry = artifact.entry(name)
-    rewritten = hashlib.sha256(data).hexdigest() != artifact.entry(key).sha256
-    if rewritten:  # by a removal request, and then the tar as well: what the table says of offsets is about the tar of before
-        stone = tombstone(artifact.store, entry.key)
-        entry = entry if stone is None else stone.entry
-    columns = [column for column in COLUMNS if column in pq.read_schema(io.BytesIO(data)).names]
-    if split is not None and "split" not in columns:
+    table, entry = read_table_of(artifact, name, COLUMNS)
+    if split is not None and "split" not in table.column_names:
         raise SettingsError(f"{artifact} has no splits; read it with split=None")
-    table = pq.read_table(io.BytesIO(data), columns=columns or None)
-    if "kept" in columns:
+    if "kept" in table.column_names:
         table = table.filter(table["kept"])
     count = table.num_rows
     chosen = np.arange(count) if split is None else np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
-    offsets = table["offset"].to_numpy() if "offset" in columns and not rewritten and not table["offset"].null_count else None
+    offsets = table["offset"].to_numpy() if "offset" in table.column_names and not table["offset"].null_count else None
     return Shard(name, entry, count, chosen.astype(np.uint32), offsets)

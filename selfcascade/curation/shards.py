@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,30 +111,31 @@ class Stored:
             return np.array(picture.convert("RGB"))
 
 
-def read_tar(path: Path) -> Iterator[Stored]:
-    """Each sample of a tar that :func:`write_tar` wrote, in its order.
+def read_tar(file: Path | IO[bytes]) -> Iterator[Stored]:
+    """Each sample of a tar that :func:`write_tar` wrote, or of a stretch of one from a sample's begin on, in its order.
 
     Raises:
         IntegrityError: it is not such a tar.
     """
     fields: dict[str, Any] = {}
     offset = 0
+    label = f"shard {file.name}" if isinstance(file, Path) else "shard"
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(file, "r:") if isinstance(file, Path) else tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 stem, _, extension = info.name.rpartition(".")
-                file = tar.extractfile(info)
-                data = b"" if file is None else file.read()
+                member = tar.extractfile(info)
+                data = b"" if member is None else member.read()
                 if extension == "json":
                     fields, offset = json.loads(data), info.offset
                 elif extension in FORMATS:
                     if fields.get("key") != stem:
-                        raise IntegrityError(f"shard {path.name}: {info.name} has no metadata before it")
+                        raise IntegrityError(f"{label}: {info.name} has no metadata before it")
                     yield Stored(fields, data, extension, offset)
     except (tarfile.TarError, ValueError) as error:
         if isinstance(error, IntegrityError):
             raise
-        raise IntegrityError(f"shard {path.name} is not a tar of samples") from None
+        raise IntegrityError(f"{label} is not a tar of samples") from None
 
 
 def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], order: Iterable[str]) -> bytes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import io
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfcascade.curation.encoding import FORMATS
-from selfcascade.curation.reading import read_rows
+from selfcascade.curation.index import read_table_of, tars_of
 from selfcascade.curation.record import kind_of
-from selfcascade.storage import Artifact
+from selfcascade.curation.shards import read_tar
+from selfcascade.storage import Artifact, ObjectEntry
 
 EXAMPLES = 5
 """Rows that are shown of each kind of rejection."""
@@ -32,7 +31,6 @@ class Histogram:
 
     title: str
     edges: NDArray[np.float64]
-    logarithmic: bool
     kept: NDArray[np.int64] = field(init=False)
     rejected: NDArray[np.int64] = field(init=False)
 
@@ -94,20 +92,20 @@ def statistics_of(artifact: Artifact, *, pictures: int = 48) -> Statistics:
         NotFound: the artifact is not published.
         IntegrityError: an object does not match its manifest; names it.
     """
-    histograms = {name: Histogram(title, edges, logarithmic) for name, (title, edges, logarithmic, _) in COLUMNS.items()}
+    histograms = {name: Histogram(title, edges) for name, (title, edges, _) in COLUMNS.items()}
     splits: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     examples: dict[str, list[Example]] = {}
-    chosen: list[tuple[bytes, int, str]] = []
+    chosen: list[tuple[bytes, _Place]] = []
     inputs = 0
-    for shard, table in read_rows(artifact):
+    for tar in tars_of(artifact):
+        table, tar_entry = read_table_of(artifact, tar)
         inputs += table.num_rows
         kept = np.asarray(table["kept"].to_numpy(zero_copy_only=False), bool)
-        for name, (_, _, _, values) in COLUMNS.items():
+        for name, (_, _, values) in COLUMNS.items():
             found = values(table)
             if found is not None:
                 histograms[name].add(found, kept)
-        keys = table["key"].to_pylist()
         splits.update(np.array(table["split"].to_pylist(), object)[kept].tolist())
         for place in np.flatnonzero(~kept).tolist():
             reason = table["reason"][place].as_py()
@@ -116,9 +114,9 @@ def statistics_of(artifact: Artifact, *, pictures: int = 48) -> Statistics:
             if len(examples.setdefault(kind, [])) < EXAMPLES:
                 examples[kind].append(Example(table["source"][place].as_py(), reason))
         # The smallest digests: the first of the heap is the largest that is still in.
-        for place in np.flatnonzero(kept).tolist():
-            entry = (bytes(255 - byte for byte in hashlib.sha256(keys[place].encode()).digest()), shard, keys[place])
-            heapq.heappush(chosen, entry) if len(chosen) < pictures else heapq.heappushpop(chosen, entry)
+        for lying in _places(tar_entry, table.filter(table["kept"])):
+            item = (bytes(255 - byte for byte in hashlib.sha256(lying.key.encode()).digest()), lying)
+            heapq.heappush(chosen, item) if len(chosen) < pictures else heapq.heappushpop(chosen, item)
     return Statistics(
         name=str(artifact),
         inputs=inputs,
@@ -127,47 +125,41 @@ def statistics_of(artifact: Artifact, *, pictures: int = 48) -> Statistics:
         reasons=dict(reasons.most_common()),
         examples=examples,
         histograms=[histogram for histogram in histograms.values() if histogram.total],
-        pictures=_pictures(artifact, {(shard, key) for _, shard, key in chosen}),
+        pictures=[_shown(artifact, place) for place in sorted(place for _, place in chosen)],
     )
 
 
-def _pictures(artifact: Artifact, wanted: set[tuple[int, str]]) -> list[Shown]:
-    """Thumbnails in key order; a sample is read by its place in the tar, or out of the whole tar where the table does not say."""
-    shown: list[Shown] = []
-    by_shard: dict[int, list[str]] = {}
-    for shard, key in wanted:
-        by_shard.setdefault(shard, []).append(key)
-    tables = {shard: table for shard, table in read_rows(artifact) if shard in by_shard} if by_shard else {}
-    for shard, keys in by_shard.items():
-        table, name = tables[shard], f"{shard:05d}.tar"
-        size = artifact.entry(name).size
-        offsets = table["offset"].to_pylist() if "offset" in table.column_names else [None] * table.num_rows
-        begins = sorted(offset for offset in offsets if offset is not None)
-        for place, key in enumerate(table["key"].to_pylist()):
-            if key not in keys:
-                continue
-            begin = offsets[place] or 0
-            end = size if offsets[place] is None else next((offset for offset in begins if offset > begin), size)
-            found = _thumbnail(artifact.read_range(name, begin, end), key)
-            if found is not None:
-                shown.append(Shown(key, table["caption"][place].as_py() or "", table["split"][place].as_py(), found))
-    return sorted(shown, key=lambda each: each.key)
+@dataclass(frozen=True, order=True)
+class _Place:
+    """Where the sample of a key lies: bytes ``start`` to ``stop`` of a tar, or somewhere in there."""
+
+    key: str
+    caption: str = field(compare=False)
+    split: str = field(compare=False)
+    tar: ObjectEntry = field(compare=False)
+    start: int = field(compare=False)
+    stop: int = field(compare=False)
 
 
-def _thumbnail(data: bytes, key: str) -> bytes | None:
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:", ignore_zeros=True) as tar:
-        for member in tar:
-            stem, _, extension = member.name.rpartition(".")
-            if stem == key and extension in FORMATS:
-                stream = tar.extractfile(member)
-                assert stream is not None
-                with Image.open(io.BytesIO(stream.read()), formats=[FORMATS[extension]]) as image:
-                    small = image.convert("RGB")
-                small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-                buffer = io.BytesIO()
-                small.save(buffer, "WEBP", quality=80)
-                return buffer.getvalue()
-    return None
+def _places(tar: ObjectEntry, kept: pa.Table) -> Iterator[_Place]:
+    """Where each kept sample of a table lies; in the whole tar, where the table does not say."""
+    keys, captions, splits = (kept[name].to_pylist() for name in ("key", "caption", "split"))
+    known = "offset" in kept.column_names and not kept["offset"].null_count
+    starts = kept["offset"].to_pylist() if known else [0] * len(keys)
+    stops = [*starts[1:], tar.size][: len(keys)] if known else [tar.size] * len(keys)
+    for row in zip(keys, captions, splits, starts, stops, strict=True):
+        key, caption, split, start, stop = row
+        yield _Place(key, caption or "", split, tar, start, stop)
+
+
+def _shown(artifact: Artifact, place: _Place) -> Shown:
+    data = artifact.store.read_range(place.tar, place.start, place.stop)
+    stored = next(sample for sample in read_tar(io.BytesIO(data)) if sample.fields["key"] == place.key)
+    small = Image.fromarray(stored.pixels())
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return Shown(place.key, place.caption, place.split, buffer.getvalue())
 
 
 def _numbers(values: Iterable[float | None]) -> NDArray[np.float64]:
@@ -190,14 +182,14 @@ def _characters(table: pa.Table) -> NDArray[np.float64]:
     return _numbers(None if caption is None else len(caption) for caption in table["caption"].to_pylist())
 
 
-COLUMNS: dict[str, tuple[str, NDArray[np.float64], bool, Callable[[pa.Table], NDArray[np.float64] | None]]] = {
-    "shorter": ("shorter side of the source, pixels", np.geomspace(32, 8192, 33), True, _shorter),
-    "aspect": ("width over height", np.geomspace(0.25, 4, 33), True, _aspect),
-    "caption": ("characters of the caption", np.linspace(0, 320, 33), False, _characters),
-    "bytes_per_pixel": ("bytes a pixel of the file", np.geomspace(0.01, 10, 31), True, _column("bytes_per_pixel")),
-    "sharpness": ("sharpness", np.geomspace(1, 1e5, 31), True, _column("sharpness")),
-    "entropy": ("entropy, bits", np.linspace(0, 8, 33), False, _column("entropy")),
-    "deviation": ("standard deviation, levels", np.linspace(0, 128, 33), False, _column("deviation")),
-    "border": ("share of even bars", np.linspace(0, 1, 26), False, _column("border")),
+COLUMNS: dict[str, tuple[str, NDArray[np.float64], Callable[[pa.Table], NDArray[np.float64] | None]]] = {
+    "shorter": ("shorter side of the source, pixels", np.geomspace(32, 8192, 33), _shorter),
+    "aspect": ("width over height", np.geomspace(0.25, 4, 33), _aspect),
+    "caption": ("characters of the caption", np.linspace(0, 320, 33), _characters),
+    "bytes_per_pixel": ("bytes a pixel of the file", np.geomspace(0.01, 10, 31), _column("bytes_per_pixel")),
+    "sharpness": ("sharpness", np.geomspace(1, 1e5, 31), _column("sharpness")),
+    "entropy": ("entropy, bits", np.linspace(0, 8, 33), _column("entropy")),
+    "deviation": ("standard deviation, levels", np.linspace(0, 128, 33), _column("deviation")),
+    "border": ("share of even bars", np.linspace(0, 1, 26), _column("border")),
 }
-"""Title, edges, whether they grow by a factor, and how a table gives the values."""
+"""Title, edges, and how a table gives the values."""

@@ -20,6 +20,7 @@ from selfcascade.curation.reading import read_table
 from selfcascade.curation.record import kind_of
 from selfcascade.curation.statistics import EXAMPLES, Histogram, statistics_of
 from selfcascade.storage import Artifact
+from selfcascade.storage.purge import plan_purge, purge
 
 
 @pytest.fixture
@@ -75,6 +76,15 @@ def test_a_thumbnail_shows_the_picture_of_its_key(artifact, pictures):
             assert np.corrcoef(shown.ravel(), expected.ravel())[0, 1] > 0.4, each.key  # noise, in a lossy thumbnail; of another picture it is 0
 
 
+def test_a_picture_that_was_removed_on_request_is_on_no_page(artifact, store):
+    """The pictures after it in its tar, which moved, are shown as before."""
+    before = {each.key: each.webp for each in statistics_of(artifact, pictures=1000).pictures}
+    purge(store, plan_purge(store, ["03"]), reason="asked for")
+    found = statistics_of(Artifact(store, artifact.ref), pictures=1000)
+    assert {each.key: each.webp for each in found.pictures} == {key: webp for key, webp in before.items() if key != "03"}
+    assert found.kept == len(before) - 1
+
+
 def test_the_page_is_one_file_and_shows_text_as_text(artifact):
     page = render_page(statistics_of(artifact))
     assert page == render_page(statistics_of(artifact))
@@ -88,7 +98,7 @@ def test_the_page_is_one_file_and_shows_text_as_text(artifact):
 @given(st.lists(st.tuples(st.floats(-10, 500) | st.just(float("nan")), st.booleans()), max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_a_histogram_counts_what_has_a_value_and_its_outer_bins_are_open(rows):
-    histogram = Histogram("h", np.linspace(0, 100, 11), logarithmic=False)
+    histogram = Histogram("h", np.linspace(0, 100, 11))
     values, kept = np.array([row[0] for row in rows], float), np.array([row[1] for row in rows], bool)
     for part in (slice(None, 20), slice(20, None)):
         histogram.add(values[part], kept[part])
