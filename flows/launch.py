@@ -15,8 +15,6 @@ from selfcascade_flows.server import PrefectServer
 
 UI = "http://127.0.0.1:4200"
 """Where `make ui` serves."""
-HERE = ("127.0.0.1", "localhost", "auto")
-"""Addresses of clusters whose processes reach what this machine has on loopback."""
 
 
 def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: float | None, max_bytes: int | None, debug: bool) -> int:
@@ -37,13 +35,14 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
     with PrefectServer() as server, ExitStack() as end:
         from prefect import tags
 
+        from selfcascade_tasks.cluster import is_here
         from selfcascade_tasks.store import opened
         from selfcascade_tasks.workers import close_workers
 
         end.callback(close_workers)
         store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
         address = settings.execution.address
-        if store.is_embedded and address is not None and not any(name in address for name in HERE):
+        if store.is_embedded and address is not None and not is_here(address):
             raise SettingsError(f"execution.address: the machines of {address} cannot reach the embedded store of this one; set store.endpoint")
         flow, arguments, tell = _flow_of(stage, settings)
         _quiet(debug)

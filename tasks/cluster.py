@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 from selfcascade.config import ExecutionSettings
 from selfcascade.settings import SettingsError
@@ -19,90 +21,122 @@ from selfcascade_tasks.workers import Closed, Measured, WorkerDied, Workers, mea
 Value = TypeVar("Value")
 
 
-class DaskWorkers(Workers):
-    """Units on Dask: a cluster that runs at ``address``, else one of this machine with a process for each of ``workers``."""
+class ClusterWorkers(Workers, ABC):
+    """Units on a cluster that runs at ``address``, else on one of this machine. It is joined at the first unit and left by :meth:`close`."""
 
     def __init__(self, execution: ExecutionSettings) -> None:
         super().__init__(execution.workers)
         self._execution = execution
-        self._client: Any = None
-        self._cluster: Any = None
+        self._joined: Any = None
         self._cluster_lock = threading.RLock()
 
     def run(self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4) -> Measured[Value]:
         """See :meth:`Workers.run`; a unit that reports runs here."""
         if report is not None:
             return super().run(function, *arguments, report=report, tries=tries)
-        client = self._connected()
-        from distributed import CancelledError, KilledWorker
-        from distributed.client import FutureCancelledError
-
-        resources = {"GPU": self._execution.gpus_per_unit} if self._execution.gpus_per_unit else None
-        future = client.submit(measured, function, arguments, pure=False, resources=resources)
-        try:
-            return future.result()  # type: ignore[no-any-return]
-        except KilledWorker:
-            raise _died(function) from None
-        except (CancelledError, FutureCancelledError):
-            raise Closed("the cluster was left") from None
+        with self._cluster_lock:
+            if self._closed:
+                raise Closed("the workers are closed")
+            if self._joined is None:
+                address = self._execution.address
+                if address is not None and not _answers(address):
+                    raise SettingsError(f"execution.address: nobody answers at {address}; {self.example}")
+                self._joined = self._join(address)
+            joined = self._joined
+        found: Measured[Value] = self._run(joined, function, arguments, tries)
+        return found
 
     def close(self, patience: float = 0.0) -> None:
         """Take back what is under way and leave; a cluster of this machine ends."""
         with self._cluster_lock:
-            client, cluster, self._client, self._cluster = self._client, self._cluster, None, None
+            joined, self._joined = self._joined, None
         super().close(patience)
-        if client is not None:
-            client.close(timeout=10)
-        if cluster is not None:
-            cluster.close(timeout=10)
+        if joined is not None:
+            self._leave(joined)
 
-    def _connected(self) -> Any:
-        with self._cluster_lock:
-            if self._closed:
-                raise Closed("the workers are closed")
-            if self._client is None:
-                try:
-                    from distributed import Client, LocalCluster
-                except ImportError:
-                    raise _missing("dask", "distributed") from None
-                address = self._execution.address
-                if address is not None and not _answers(address):
-                    raise SettingsError(f"execution.address: no Dask scheduler answers at {address}; give its address, such as tcp://host:8786")
-                if address is None:
-                    self._cluster = LocalCluster(  # type: ignore[no-untyped-call]
-                        n_workers=self._execution.workers,
-                        threads_per_worker=1,
-                        host="127.0.0.1",
-                        dashboard_address=None,
-                        silence_logs=logging.CRITICAL,
-                        resources={"GPU": self._execution.gpus_per_unit} if self._execution.gpus_per_unit else None,
-                    )
-                try:
-                    self._client = Client(address or self._cluster, timeout=30, set_as_default=False)  # type: ignore[no-untyped-call]
-                except OSError as error:
-                    raise SettingsError(f"execution.address: what answers at {address} is no Dask scheduler ({' '.join(str(error).split())[:120]})") from None
-            return self._client
+    example: ClassVar[str]
+    """What an address is, in words."""
+
+    @abstractmethod
+    def _join(self, address: str | None) -> Any:
+        """The cluster at ``address``, which answers, or a new one of this machine."""
+
+    @abstractmethod
+    def _run(self, joined: Any, function: Callable[..., Any], arguments: tuple[Any, ...], tries: int) -> Any: ...
+
+    @abstractmethod
+    def _leave(self, joined: Any) -> None: ...
 
 
-class RayWorkers(Workers):
-    """Units on Ray: a cluster that runs at ``address``, else one of this machine with a processor for each of ``workers``."""
+class DaskWorkers(ClusterWorkers):
+    """Units on Dask; on this machine a process for each of ``workers``."""
 
-    def __init__(self, execution: ExecutionSettings) -> None:
-        super().__init__(execution.workers)
-        self._execution = execution
-        self._ray: Any = None
-        self._cluster_lock = threading.RLock()
+    example = "give the address of a Dask scheduler, such as tcp://host:8786"
 
-    def run(self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4) -> Measured[Value]:
-        """See :meth:`Workers.run`; a unit that reports runs here."""
-        if report is not None:
-            return super().run(function, *arguments, report=report, tries=tries)
-        ray = self._connected()
+    def _join(self, address: str | None) -> Any:
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError:
+            raise _missing("dask", "distributed") from None
+        cluster = None
+        if address is None:
+            cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=self._execution.workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                resources=self._resources,
+            )
+        try:
+            return Client(address or cluster, timeout=30, set_as_default=False), cluster  # type: ignore[no-untyped-call]
+        except OSError as error:
+            raise SettingsError(f"execution.address: what answers at {address} is no Dask scheduler ({' '.join(str(error).split())[:120]})") from None
+
+    def _run(self, joined: Any, function: Callable[..., Any], arguments: tuple[Any, ...], tries: int) -> Any:
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            return joined[0].submit(measured, function, arguments, pure=False, resources=self._resources).result()
+        except KilledWorker:
+            raise _died(function) from None
+        except CancelledError:
+            raise Closed("the cluster was left") from None
+
+    def _leave(self, joined: Any) -> None:
+        for part in joined:
+            if part is not None:
+                part.close(timeout=10)
+
+    @property
+    def _resources(self) -> dict[str, float] | None:
+        return {"GPU": self._execution.gpus_per_unit} if self._execution.gpus_per_unit else None
+
+
+class RayWorkers(ClusterWorkers):
+    """Units on Ray; on this machine a processor for each of ``workers``."""
+
+    example = "give host:port of the head of a Ray cluster, or auto on a machine of it"
+
+    def _join(self, address: str | None) -> Any:
+        try:
+            import ray
+        except ImportError:
+            raise _missing("ray", "ray") from None
+        # A cluster of this machine listens to this machine alone.
+        here: dict[str, Any] = {} if address else {"num_cpus": self._execution.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+        except ConnectionError as error:
+            raise SettingsError(f"execution.address: no Ray cluster is found ({' '.join(str(error).split())[:120]})") from None
+        return ray
+
+    def _run(self, joined: Any, function: Callable[..., Any], arguments: tuple[Any, ...], tries: int) -> Any:
         from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
 
-        unit = ray.remote(measured).options(num_cpus=1, num_gpus=self._execution.gpus_per_unit, max_retries=tries - 1)
+        unit = joined.remote(measured).options(num_cpus=1, num_gpus=self._execution.gpus_per_unit, max_retries=tries - 1)
         try:
-            return ray.get(unit.remote(function, arguments))  # type: ignore[no-any-return]
+            return joined.get(unit.remote(function, arguments))
         except WorkerCrashedError:
             raise _died(function) from None
         except TaskCancelledError:
@@ -110,43 +144,31 @@ class RayWorkers(Workers):
         except RayTaskError as error:
             raise error.cause from None
 
-    def close(self, patience: float = 0.0) -> None:
-        """Leave; a cluster of this machine ends, and what is under way is taken back."""
-        with self._cluster_lock:
-            ray, self._ray = self._ray, None
-        super().close(patience)
-        if ray is not None:
-            ray.shutdown()
+    def _leave(self, joined: Any) -> None:
+        joined.shutdown()
 
-    def _connected(self) -> Any:
-        with self._cluster_lock:
-            if self._closed:
-                raise Closed("the workers are closed")
-            if self._ray is None:
-                try:
-                    import ray
-                except ImportError:
-                    raise _missing("ray", "ray") from None
-                address = self._execution.address
-                if address is not None and not _answers(address):
-                    raise SettingsError(f"execution.address: no Ray cluster answers at {address}; give host:port of its head, or auto on a machine of it")
-                # A cluster of this machine listens to this machine alone.
-                here: dict[str, Any] = {} if address else {"num_cpus": self._execution.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-                try:
-                    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
-                except ConnectionError as error:
-                    raise SettingsError(f"execution.address: no Ray cluster is found ({' '.join(str(error).split())[:120]})") from None
-                self._ray = ray
-            return self._ray
+
+def is_here(address: str) -> bool:
+    """Whether the processes of a cluster at ``address`` run on this machine and reach what it has on loopback; Ray's ``auto`` is the cluster of this machine."""
+    return _host_port(address)[0] in ("127.0.0.1", "localhost", "auto")
+
+
+def _host_port(address: str) -> tuple[str, int | None]:
+    """Host and port of ``scheme://host:port``, ``host:port`` or a name alone."""
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        return parts.hostname or "", parts.port
+    except ValueError:  # what follows the colon is no port
+        return address, None
 
 
 def _answers(address: str) -> bool:
     """Whether somebody listens there; Ray itself would try for minutes. What names no port is Ray's to find."""
-    host, colon, port = address.rpartition("//")[2].rpartition(":")
-    if not colon or not port.isdigit():
+    host, port = _host_port(address)
+    if port is None:
         return True
     try:
-        with socket.create_connection((host, int(port)), timeout=10):
+        with socket.create_connection((host, port), timeout=10):
             return True
     except OSError:
         return False

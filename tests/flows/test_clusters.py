@@ -15,7 +15,7 @@ from conftest import command, environment, small
 from selfcascade.config import ExecutionSettings, StoreSettings
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store, resolve
-from selfcascade_tasks.cluster import DaskWorkers, RayWorkers
+from selfcascade_tasks.cluster import DaskWorkers, RayWorkers, is_here
 from selfcascade_tasks.workers import WorkerDied
 
 RUNNERS = {"dask": DaskWorkers} | ({"ray": RayWorkers} if importlib.util.find_spec("ray") else {})
@@ -76,8 +76,8 @@ def test_a_cluster_that_does_not_answer_is_named(runner):
         "try: workers.run(os.getpid)\nexcept SettingsError as error: print(error)"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
-    assert f"execution.address: no {runner.capitalize()}" in made.stdout, made.stderr[-1500:]
-    assert address in made.stdout
+    assert f"execution.address: nobody answers at {address}; give" in made.stdout, made.stderr[-1500:]
+    assert runner.capitalize() in made.stdout
 
 
 def test_a_cluster_of_other_machines_needs_a_store_that_they_reach(tmp_path):
@@ -101,3 +101,13 @@ def test_no_process_of_a_cluster_outlives_its_use(cluster):
     while Path(f"/proc/{unit}").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not Path(f"/proc/{unit}").exists()
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "localhost:6379", "auto", "ray://localhost:10001"])
+def test_a_cluster_of_this_machine_is_known_by_its_host(address):
+    assert is_here(address)
+
+
+@pytest.mark.parametrize("address", ["tcp://autoscaler.example:8786", "localhost.example.org:6379", "10.127.0.0.1:1", "head", "tcp://[::1:bad"])
+def test_a_host_whose_name_only_holds_such_a_word_is_another(address):
+    assert not is_here(address)
