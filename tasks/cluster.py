@@ -149,7 +149,7 @@ class RayWorkers(ClusterWorkers):
 
 
 def is_here(address: str) -> bool:
-    """Whether the processes of a cluster at ``address`` run on this machine and reach what it has on loopback; Ray's ``auto`` is the cluster of this machine."""
+    """Whether the processes of a cluster at ``address`` run here and reach what this machine has on loopback; Ray's ``auto`` is the cluster of this machine."""
     return _host_port(address)[0] in ("127.0.0.1", "localhost", "auto")
 
 
