@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from selfcascade.config import CurationSettings
+from selfcascade.curation import filters, vector
 from selfcascade.curation.record import Rejected
 from selfcascade.curation.vips import pyvips
 
@@ -43,6 +44,8 @@ else:
 
 PILLOW = tuple(sorted(set(FORMATS.values())))
 """What Pillow may take a file for."""
+if vector.AVAILABLE:
+    FORMATS["svg"] = "SVG"
 _BY_PILLOW = frozenset({"BMP", "HEIF"})
 """What this libvips has no loader for."""
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"}
@@ -121,6 +124,28 @@ def decode(data: bytes, image: Image.Image, settings: CurationSettings) -> Decod
         with _reasons("damaged: the pixels cannot be decoded"):
             image.load()  # it tells a file that ends early from one that is damaged
         raise Rejected("damaged: the pixels cannot be decoded") from None
+
+
+def draw(data: bytes, settings: CurationSettings) -> Decoded:
+    """Draw an SVG at the target size, cropped like any picture: none is too small. In shape ``original`` it is drawn at the size that it names.
+
+    Raises:
+        Rejected: it must not be drawn or cannot be, is too narrow, or would have too many pixels.
+    """
+    drawing = vector.read_drawing(data)
+    filters.check_aspect(round(drawing.width), round(drawing.height), settings.filters)
+    scale = 1.0 if settings.shape == "original" else settings.size / min(drawing.width, drawing.height)
+    width, height = max(1, round(scale * drawing.width)), max(1, round(scale * drawing.height))
+    if width * height > settings.filters.max_pixels:
+        raise Rejected(f"too many pixels: {width}x{height}, filters.max_pixels is {settings.filters.max_pixels}")
+    # The shorter side is given; the other follows from the drawing's own shape.
+    side = {"width": width} if drawing.width < drawing.height else {"height": height}
+    pixels = vector.draw(drawing.text, **side, background=settings.background)
+    high, wide = pixels.shape[:2]
+    if settings.shape == "square":
+        top, left = (high - settings.size) // 2, (wide - settings.size) // 2
+        pixels = np.ascontiguousarray(pixels[top : top + settings.size, left : left + settings.size])
+    return Decoded(pixels, wide, high)
 
 
 def _opened(data: bytes, image: Image.Image, settings: CurationSettings) -> Any:

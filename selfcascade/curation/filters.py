@@ -48,13 +48,23 @@ def check_shape(width: int, height: int, filters: FilterSettings, *, size: int) 
     Raises:
         Rejected: a side is below ``filters.min_side`` or below the target ``size`` (nothing is ever enlarged), or the picture is too small or too narrow.
     """
-    smallest, largest = sorted((width, height))
+    smallest = min(width, height)
     if smallest < filters.min_side:
         raise Rejected(f"too small: {width}x{height}, filters.min_side is {filters.min_side}")
     if smallest < size:
         raise Rejected(f"smaller than the target: {width}x{height} for {size}x{size}")
     if width * height < filters.min_area:
         raise Rejected(f"too small: {width}x{height}, filters.min_area is {filters.min_area}")
+    check_aspect(width, height, filters)
+
+
+def check_aspect(width: int, height: int, filters: FilterSettings) -> None:
+    """How much longer one side is than the other.
+
+    Raises:
+        Rejected: more than ``filters.max_aspect``.
+    """
+    smallest, largest = sorted((width, height))
     if largest > filters.max_aspect * smallest:
         raise Rejected(f"too narrow: {width}x{height} has aspect {largest / smallest:.2f}, filters.max_aspect is {filters.max_aspect:g}")
 

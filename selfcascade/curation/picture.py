@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from selfcascade.config import CurationSettings
 from selfcascade.curation import filters
-from selfcascade.curation.decoding import decode, open_picture
+from selfcascade.curation.decoding import decode, draw, format_of_name, open_picture
 from selfcascade.curation.encoding import encode
 from selfcascade.curation.record import Picture, Rejected
 from selfcascade.curation.scores import scores_of
+from selfcascade.curation.vector import AVAILABLE, is_svg
 
 
 def picture_of(data: bytes, name: str | None, settings: CurationSettings, caption: str | None = None) -> Picture:
@@ -28,6 +29,8 @@ def picture_of(data: bytes, name: str | None, settings: CurationSettings, captio
     Raises:
         Rejected: it is left out, for this reason.
     """
+    if AVAILABLE and is_svg(data):
+        return _drawn(data, name, settings, caption)
     image = open_picture(data, name, max_pixels=settings.filters.max_pixels)
     width, height = image.size
     try:
@@ -37,6 +40,14 @@ def picture_of(data: bytes, name: str | None, settings: CurationSettings, captio
         raise Rejected(rejected.reason, width=width, height=height) from None
     source = {"width": decoded.width, "height": decoded.height, "sha256": hashlib.sha256(data).hexdigest()}
     return scored(decoded.pixels, settings, caption, bytes_per_pixel=len(data) / (width * height), **source)
+
+
+def _drawn(data: bytes, name: str | None, settings: CurationSettings, caption: str | None) -> Picture:
+    if name is not None and (promised := format_of_name(name)) != "SVG":
+        raise Rejected(f"mislabelled: the name promises {promised}, the file holds SVG")
+    decoded = draw(data, settings)
+    source = {"width": decoded.width, "height": decoded.height, "sha256": hashlib.sha256(data).hexdigest()}
+    return scored(decoded.pixels, settings, caption, bytes_per_pixel=len(data) / (decoded.width * decoded.height), **source)
 
 
 def scored(pixels: NDArray[np.uint8], settings: CurationSettings, caption: str | None, *, bytes_per_pixel: float, **source: Any) -> Picture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from selfcascade.config import CurationSettings, TwemojiSource
 from selfcascade.curation.picture import scored
 from selfcascade.curation.record import Entry, Picture
 from selfcascade.curation.tree import SourceChanged
+from selfcascade.curation.vector import draw
 from selfcascade.settings import SettingsError
 
 BACKGROUNDS = MappingProxyType(
@@ -78,15 +77,8 @@ class TwemojiRecord:
         return hashlib.sha256(self.document).hexdigest()
 
     def render(self, size: int) -> NDArray[np.uint8]:
-        """The picture at ``size`` pixels a side, uint8 (size, size, 3), sRGB.
-
-        The vector is drawn at its final size over the opaque background: edges are blended once, and the same view at 128 and 512 px is the same picture.
-        """
-        import resvg_py
-
-        png = resvg_py.svg_to_bytes(svg_string=self.document.decode(), width=size, height=size, skip_system_fonts=True)
-        with Image.open(io.BytesIO(bytes(png))) as image:
-            return np.array(image.convert("RGB"))
+        """The picture at ``size`` pixels a side, uint8 (size, size, 3), sRGB."""
+        return draw(self.document.decode(), width=size)
 
 
 def twemoji_records(settings: TwemojiSource) -> Iterator[TwemojiRecord]:

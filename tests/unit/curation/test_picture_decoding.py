@@ -26,7 +26,7 @@ def fit(pictures, image: Image.Image, size: int, shape: str = "square", **change
     return decoded(pictures.encode(image), size=size, shape=shape, **changes)
 
 
-@pytest.mark.parametrize("extension", sorted(FORMATS))
+@pytest.mark.parametrize("extension", sorted(FORMATS.keys() - {"svg"}))
 def test_every_format_is_read(pictures, extension):
     smooth = pictures.noise(4, 4, seed=3).resize((48, 40), Image.Resampling.BICUBIC)
     found = decoded(pictures.encode(smooth, FORMATS[extension]), f"a.{extension.upper()}")
@@ -153,7 +153,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(pictures):
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(pictures, data):
     """Flip, cut and stuff real files of every format: the outcome is RGB pixels or one of the known reasons."""
-    kind = data.draw(st.sampled_from(sorted(set(FORMATS.values()) - {"AVIF"})))
+    kind = data.draw(st.sampled_from(sorted(set(FORMATS.values()) - {"AVIF", "SVG"})))
     content = bytearray(pictures.encode(pictures.noise(16, 12, seed=1), kind))
     for _ in range(data.draw(st.integers(1, 6))):
         position = data.draw(st.integers(0, len(content) - 1))
