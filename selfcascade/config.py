@@ -16,7 +16,7 @@ Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Memory = Literal["fast", "lean", "offload"]
 Scheduler = Literal["ddim", "euler", "euler-ancestral", "dpm++", "unipc", "lcm"]
 Dilations = dict[str, Annotated[float, Field(ge=1, le=64)]]
-Captions = Literal["auto", "txt", "jsonl", "parquet", "embedded", "file-name"]
+Captions = Literal["auto", "txt", "jsonl", "csv", "parquet", "embedded", "file-name"]
 Method = Literal[
     "base", "lanczos", "latent-sr", "x4-upscaler", "direct", "attention-scaling", "scalecrafter", "hidiffusion", "lora", "full", "tuning-free", "tuned"
 ]
@@ -65,7 +65,8 @@ class FolderSource(Settings):
     kind: Literal["folder"] = Field("folder", description="pictures from a folder")
     path: Path = where(description="folder with images, searched recursively")
     captions: Captions = Field(
-        "auto", description="where captions are; auto: metadata.jsonl, then *.parquet, then .txt; embedded: XMP, IPTC or EXIF; file-name: the words of the name"
+        "auto",
+        description="where captions are; auto: metadata.jsonl or .csv, *.parquet, then .txt; embedded: XMP, IPTC or EXIF; file-name: the words of the name",
     )
 
 
@@ -121,6 +122,18 @@ class WebDatasetSource(Settings):
     carry: tuple[str, ...] = Field((), description="further fields of its JSON that go into the shards, under extra")
 
 
+class HuggingFaceSource(Settings):
+    """Pictures out of parquet files with a column of images, as the Hugging Face hub serves datasets."""
+
+    kind: Literal["huggingface"] = Field("huggingface", description="pictures from parquet files of a Hugging Face dataset")
+    path: str = where(description="folder with parquet files, searched recursively, or s3://bucket/prefix")
+    image: str | None = Field(None, description="column with the pictures; unset: the first that the files declare to hold images")
+    caption: str | None = Field(None, description="column with the caption, of a list its first; unset: caption or text")
+    key: str | None = Field(None, description="column with the key; unset: name of the file and number of the row")
+    splits: bool = Field(True, description="take splits from the names of files and folders (train, validation, test); off: drawn from the keys")
+    carry: tuple[str, ...] = Field((), description="further columns that go into the shards, under extra")
+
+
 class DatasetSource(Settings):
     """The pictures of a published dataset, selected anew: other filters, or no near duplicates, without the files that they came from."""
 
@@ -132,7 +145,7 @@ class DatasetSource(Settings):
     near_to: tuple[str, ...] = where((), description="further datasets whose pictures, and what is near to them, are left out")
 
 
-Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource | WebDatasetSource | DatasetSource, Field(discriminator="kind")]
+Source = Annotated[FolderSource | S3Source | TwemojiSource | UrlsSource | WebDatasetSource | HuggingFaceSource | DatasetSource, Field(discriminator="kind")]
 
 
 Shape = Literal["square", "keep", "original"]

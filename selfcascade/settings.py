@@ -76,7 +76,8 @@ class Settings(BaseModel):
     @classmethod
     def from_tree(cls, tree: dict[str, Any], overrides: list[str] | None = None, *, origin: str = "settings") -> Self:
         """As :meth:`from_yaml`, from a mapping that was read already."""
-        for override in overrides or []:
+        # What the kind of a thing decides comes first: another kind drops what was said of the one before.
+        for override in sorted(overrides or [], key=lambda override: not override.partition("=")[0].strip().endswith(".kind")):
             tree = _override(tree, override)
         try:
             return cls.model_validate(tree)
@@ -113,6 +114,8 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
         value = text
     head, *rest = dotted.strip().split(".")
     if not rest:
+        if head == "kind" and tree.get("kind", value) != value:
+            return {"kind": value}
         return {**tree, head: value}
     inner = tree.get(head, {})
     if not isinstance(inner, dict):

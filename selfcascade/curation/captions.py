@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 
 from selfcascade.config import Captions
 from selfcascade.curation.ahead import mapped
+from selfcascade.curation.tables import column_values
 from selfcascade.curation.tree import LARGEST_FILE, File, Tree
 from selfcascade.settings import SettingsError
 
-JSONL = "metadata.jsonl"
+JSONL, CSV = "metadata.jsonl", "metadata.csv"
 LARGEST_TXT = 2**20
 """Bytes of a caption file above which it is none."""
 NAME_COLUMNS = ("file_name", "path")
@@ -54,15 +56,15 @@ def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], ki
         tree: where the files are.
         pictures: the files that are pictures.
         others: all other files; captions are looked for among them.
-        kind: where captions are; ``auto`` takes ``metadata.jsonl``, then ``*.parquet``, then ``.txt``, whichever exists first.
+        kind: where captions are; ``auto`` takes ``metadata.jsonl``, ``metadata.csv``, ``*.parquet``, then ``.txt``, whichever exists first.
 
     Raises:
         SettingsError: a caption table is missing, damaged or lacks its columns; names the file and the line.
     """
-    jsonl = [file for file in others if file.name.rpartition("/")[2] == JSONL]
+    jsonl, comma = ([file for file in others if file.name.rpartition("/")[2] == name] for name in (JSONL, CSV))
     parquet = [file for file in others if file.name.lower().endswith(".parquet")]
     if kind == "auto":
-        kind = "jsonl" if jsonl else "parquet" if parquet else "txt"
+        kind = "jsonl" if jsonl else "csv" if comma else "parquet" if parquet else "txt"
     if kind == "file-name":
         yield from (caption_of(words_of(file.name), file.name) for file in pictures)
         return
@@ -72,14 +74,17 @@ def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], ki
     if kind == "txt":
         yield from _beside(tree, pictures, others)
         return
-    tables = jsonl if kind == "jsonl" else parquet
+    tables, wanted, rows_of = {
+        "jsonl": (jsonl, JSONL, _rows_of_jsonl),
+        "csv": (comma, CSV, _rows_of_csv),
+        "parquet": (parquet, "*.parquet", _rows_of_parquet),
+    }[kind]
     if not tables:
-        wanted = JSONL if kind == "jsonl" else "*.parquet"
         raise SettingsError(f"source.captions is {kind!r} but {tree.label} holds no {wanted}; add one, or use 'auto' or 'txt'")
     found: dict[str, Caption] = {}
     for table in sorted(tables, key=lambda file: file.name):
         folder = table.name.rpartition("/")[0]
-        for name, caption in _rows_of_jsonl(tree, table) if kind == "jsonl" else _rows_of_parquet(tree, table):
+        for name, caption in rows_of(tree, table):
             name = f"{folder}/{name}" if folder else name
             if found.setdefault(name, caption) != caption:
                 found[name] = Caption(problem=f"caption ambiguous: {table.name} and the rows before it caption the picture differently")
@@ -140,6 +145,30 @@ def _rows_of_jsonl(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
         yield _relative(name), caption_of(next((row[column] for column in TEXT_COLUMNS if column in row), None), place)
 
 
+def _rows_of_csv(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
+    # Wrong bytes survive as surrogates, as those of JSON do.
+    text = _read(tree, table).decode("utf-8-sig", "surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or ())
+        name_column, text_column = (next((name for name in choices if name in columns), None) for choices in (NAME_COLUMNS, TEXT_COLUMNS))
+        if name_column is None or text_column is None:
+            raise _lacks(tree, table, columns)
+        for row in reader:
+            place = f"{table.name} line {reader.line_num}"
+            if not row[name_column]:
+                raise SettingsError(f"caption file {tree.label}/{place} names no picture; fill the column {name_column!r}")
+            yield _relative(row[name_column]), caption_of(row[text_column], place)
+    except csv.Error as error:
+        raise SettingsError(f"caption file {tree.label}/{table.name} line {reader.line_num} is no CSV ({error}); mend it or remove the file") from None
+
+
+def _lacks(tree: Tree, table: File, columns: Sequence[str]) -> SettingsError:
+    return SettingsError(
+        f"caption file {tree.label}/{table.name} lacks a column {' or '.join(NAME_COLUMNS)}, or {' or '.join(TEXT_COLUMNS)}; it has {', '.join(columns)}"
+    )
+
+
 def _rows_of_parquet(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
     try:
         file = pq.ParquetFile(io.BytesIO(_read(tree, table)))
@@ -148,25 +177,15 @@ def _rows_of_parquet(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
     columns = file.schema_arrow.names
     name_column, text_column = (next((name for name in choices if name in columns), None) for choices in (NAME_COLUMNS, TEXT_COLUMNS))
     if name_column is None or text_column is None:
-        raise SettingsError(
-            f"caption file {tree.label}/{table.name} lacks a column {' or '.join(NAME_COLUMNS)}, or {' or '.join(TEXT_COLUMNS)}; it has {', '.join(columns)}"
-        )
+        raise _lacks(tree, table, columns)
     number = 0
     for batch in file.iter_batches(batch_size=8192, columns=[name_column, text_column]):
-        for name, text in zip(_values(batch.column(name_column)), _values(batch.column(text_column)), strict=True):
+        for name, text in zip(column_values(batch.column(name_column)), column_values(batch.column(text_column)), strict=True):
             place = f"{table.name} row {number}"
             number += 1
             if not isinstance(name, str):
                 raise SettingsError(f"caption file {tree.label}/{place} names no picture; fill the column {name_column!r} with text")
             yield _relative(name), caption_of(text, place)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        # Arrow does not check what a file says is text; as for JSON, wrong bytes shall cost their row alone.
-        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in column.cast(pa.large_binary()).to_pylist()]
-    values: list[Any] = column.to_pylist()
-    return values
 
 
 def caption_of(text: Any, place: str) -> Caption:

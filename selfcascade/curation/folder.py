@@ -56,6 +56,10 @@ class FolderTree:
             stream.seek(start)
             return stream.read(size)
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self._regular(name).stat().st_size
+
     def local(self, file: File) -> AbstractContextManager[Path]:
         """The file itself."""
         return nullcontext(self.path / file.name)

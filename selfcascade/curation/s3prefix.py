@@ -62,6 +62,16 @@ class PrefixTree:
             data: bytes = body.read()
         return data
 
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        with self._one_line(f"{self.uri}/{name}"):
+            try:
+                return self.store.client.head_object(Bucket=self.bucket, Key=self.prefix + name)["ContentLength"]
+            except ClientError as error:
+                if code_of(error) in MISSING:
+                    raise SourceChanged(self.label, name) from None
+                raise
+
     @contextmanager
     def local(self, file: File) -> Iterator[Path]:
         """A copy, fetched a part in memory at a time, if the object still is what was listed."""

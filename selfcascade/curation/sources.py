@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, cast
 
-from selfcascade.config import Captions, CurationSettings, DatasetSource, FolderSource, S3Source, UrlsSource, WebDatasetSource
+from selfcascade.config import Captions, CurationSettings, DatasetSource, FolderSource, HuggingFaceSource, S3Source, UrlsSource, WebDatasetSource
 from selfcascade.curation.ahead import mapped
 from selfcascade.curation.captions import Caption, captions_of
 from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
+from selfcascade.curation.huggingface import ParquetPictures
 from selfcascade.curation.keys import keys_of
 from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture
@@ -60,6 +61,8 @@ def open_source(settings: CurationSettings, store: Store) -> Source:
         return UrlSource(source, store, withdrawn(store, f"datasets/{settings.name}").contents)
     if isinstance(source, WebDatasetSource):
         return TarSource(source, store)
+    if isinstance(source, HuggingFaceSource):
+        return ParquetPictures(source, store)
     if isinstance(source, DatasetSource):
         return DatasetPictures(source, store)
     return Twemoji(source)

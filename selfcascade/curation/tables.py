@@ -61,6 +61,17 @@ def column_values(column: pa.Array) -> list[Any]:
     return values
 
 
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: what it has no form for as text, what is no number as nothing."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float) and value - value != 0:
+        return None
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return json.loads(json.dumps(str(value)))
+
+
 def _batches(path: Path, kind: str, label: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     if kind == "parquet":
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:

@@ -69,6 +69,14 @@ class Tree(Protocol):
             OSError: the file cannot be read.
         """
 
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            SourceChanged: the object is gone.
+        """
+
     def local(self, file: File) -> AbstractContextManager[Path]:
         """The file on this machine, while the block lasts.
 

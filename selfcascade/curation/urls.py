@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -88,7 +87,7 @@ class UrlSource:
 
     def _entry(self, row: dict[str, Any]) -> Entry:
         source = self.source
-        extra = {name: _plain(row[name]) for name in source.carry} or None
+        extra = {name: tables.plain(row[name]) for name in source.carry} or None
         caption = caption_of(None if source.caption is None else row[source.caption], f"column {source.caption!r}")
         reason = caption.problem
         url = row[source.url]
@@ -103,7 +102,7 @@ class UrlSource:
             if reason.startswith("URL: it holds a user"):
                 url = re.sub(r"//[^/]*@", "//", url)
         # Rows without a URL are told apart by what else they hold.
-        name = url if isinstance(url, str) and url else f"row {hashlib.sha256(canonical_json({k: _plain(v) for k, v in row.items()})).hexdigest()[:16]}"
+        name = url if isinstance(url, str) and url else f"row {hashlib.sha256(canonical_json({k: tables.plain(v) for k, v in row.items()})).hexdigest()[:16]}"
         digest = hashlib.sha256(name.encode()).hexdigest()
         expected = None if source.sha256 is None else row[source.sha256]
         if expected is not None and not (isinstance(expected, str) and _SHA256.fullmatch(expected.lower())):
@@ -134,14 +133,3 @@ class UrlSource:
             label = f"{tree.label}/{file.name}"
             with tree.local(file) as local:
                 yield local, tables.kind_of_table(file.name) or "", label
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: what it has no form for as text, what is no number as nothing."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, float) and value - value != 0:
-        return None
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return json.loads(json.dumps(str(value)))

@@ -69,3 +69,11 @@ def test_the_demo_starts_where_the_sweep_says():
     near = [label for label, row in swept.items() if all(row[metric][0] <= best[metric][0] + best[metric][1] for metric in best)]
     chosen = max(near, key=lambda label: float(label.split()[2]))
     assert chosen == f"{cascade.upscale} K/T {cascade.start:g} eta {cascade.eta:g}"
+
+
+def test_another_kind_drops_what_was_said_of_the_one_before():
+    """In whatever order the two are given; the same kind keeps it."""
+    for words in (["kind=urls", "path=pictures.csv"], ["path=pictures.csv", "kind=urls"]):
+        run = load("demo", [f"curation.source.{word}" for word in words])
+        assert (run.curation.source.kind, run.curation.source.path) == ("urls", "pictures.csv")
+    assert load("demo", ["curation.source.kind=twemoji"]).curation == load("demo").curation

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import get_args
 
 from selfcascade.adaptation.trainer import COLUMNS
 from selfcascade.config import AdaptationSettings, PipelineSettings
+from selfcascade_flows import configuration
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +50,18 @@ def test_settings_that_the_page_on_training_names_exist():
 def test_the_table_of_methods_is_current():
     code = "import sys; sys.path.insert(0, 'docs'); import tables as t; text = t.README.read_text(); sys.exit(t.between(text, 'methods', t.methods()) != text)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, "run `make docs`"
+
+
+def test_commands_of_the_pages_have_settings_that_a_run_takes():
+    """Each stage's command of a page, its ``--set`` and ``--config`` as they stand there."""
+    seen = 0
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for line in re.findall(r"^(?:\.venv/bin/)?selfcascade (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            if words[0] not in ("run", "curate", "pretrain", "adapt", "generate", "evaluate"):
+                continue
+            given = {name: [words[place + 1] for place, word in enumerate(words) if word == name] for name in ("--config", "--set")}
+            config = next((name for name in given["--config"] if name in configuration.shipped()), "demo")
+            configuration.load(config, given["--set"])
+            seen += 1
+    assert seen >= 4

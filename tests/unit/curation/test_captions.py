@@ -163,3 +163,32 @@ def test_a_bomb_of_entities_in_xmp_is_not_expanded(pictures):
 )
 def test_the_words_of_a_file_name(name, words):
     assert words_of(name) == words
+
+
+def test_csv_beside_the_pictures_quotes_lines_and_wrong_bytes(pictures):
+    for name in ("a", "b", "c", "folder/d"):
+        pictures.put(f"{name}.png", b"x", None)
+    pictures.put("metadata.csv", b'\xef\xbb\xbffile_name,label,text\r\na.png,1,"a red, ""quick""\r\nfox"\r\nb.png,2,caf\xe9\r\n./folder/d.png,3,\r\n', None)
+    assert read(pictures.folder) == {
+        "a.png": Caption('a red, "quick" fox'),
+        "b.png": Caption(problem="caption encoding: metadata.csv line 4 is not UTF-8"),
+        "c.png": Caption(),
+        "folder/d.png": Caption(""),
+    }
+    assert read(pictures.folder, "csv") == read(pictures.folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"name,text\na.png,b\n", r"metadata.csv lacks a column file_name or path, or text or caption; it has name, text"),
+        (b"", r"metadata.csv lacks a column file_name"),
+        (b"file_name,text\na.png,b\n,c\n", r"metadata.csv line 3 names no picture"),
+        (b'file_name,text\na.png,"b\n', r"metadata.csv line [23] is no CSV"),
+    ],
+)
+def test_a_wrong_csv_is_named_with_its_line(pictures, data, message):
+    pictures.put("a.png", b"x", None)
+    pictures.put("metadata.csv", data, None)
+    with pytest.raises(SettingsError, match=message):
+        read(pictures.folder)
