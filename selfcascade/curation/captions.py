@@ -160,7 +160,7 @@ def _rows_of_csv(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
                 raise SettingsError(f"caption file {tree.label}/{place} names no picture; fill the column {name_column!r}")
             yield _relative(row[name_column]), caption_of(row[text_column], place)
     except csv.Error as error:
-        raise SettingsError(f"caption file {tree.label}/{table.name} line {reader.line_num} is no CSV ({error}); mend it or remove the file") from None
+        raise SettingsError(f"caption file {tree.label}/{table.name} is no CSV after line {reader.line_num} ({error}); mend it or remove the file") from None
 
 
 def _lacks(tree: Tree, table: File, columns: Sequence[str]) -> SettingsError:
