@@ -86,7 +86,7 @@ class _Outlook:
 
     def curation(self) -> Step:
         """Always known: the source is there."""
-        return _step("curate", self.curated, work=_inputs(self.run, self.curated))
+        return _step("curate", self.curated, work=self.curated.inputs_left)
 
     def base(self) -> Step | None:
         """None where the base is there."""
@@ -148,11 +148,6 @@ def _step(stage: str, plan: Plan, *, work: float, method: str | None = None, ser
     return Step(
         stage, plan.ref.name, plan.units, len(plan.done), work, method, 0 if plan.published else plan.bytes_planned, serial, str(plan.ref), plan.published
     )
-
-
-def _inputs(run: PipelineSettings, plan: CurationPlan) -> int:
-    size = run.curation.shard_inputs
-    return sum(min(size, plan.inputs - index * size) for index in plan.todo)
 
 
 def _pretraining(settings: PretrainingSettings, run: PipelineSettings, store: Store) -> Step:

@@ -185,7 +185,7 @@ class FilterSettings(Settings):
 class CurationSettings(Settings):
     """From a pile of pictures to clean, deterministic shards."""
 
-    FORMAT = 2  # libvips decodes; tables hold scores and offsets
+    FORMAT = 3  # libvips decodes; tables hold scores, offsets and what tells that an input is as it was
 
     name: Name = where("pictures", description="name of the dataset artifact")
     source: Source = Field(TwemojiSource(), description="where pictures and captions come from")
@@ -200,6 +200,9 @@ class CurationSettings(Settings):
     filters: FilterSettings = FilterSettings()
     tune: float = Field(0.1, ge=0, lt=1, description="share of keys in the tune split")
     test: float = Field(0.1, ge=0, lt=1, description="share of keys in the test split")
+    increment: bool = where(
+        False, description="go on from the newest version of this dataset: shards whose inputs are as they were are shared, failed downloads tried again"
+    )
     shard_inputs: int = Field(512, ge=1, le=100_000, description="inputs a shard is made from")
 
     @field_validator("background")

@@ -9,8 +9,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import Field
 from selfcascade.config import CurationSettings, FilterSettings, TwemojiSource
 from selfcascade.curation import filters, shards
 from selfcascade.curation.duplicates import mark_duplicates
+from selfcascade.curation.increment import Before, Outcomes, Slice, cut, placed
 from selfcascade.curation.listing import Listing
 from selfcascade.curation.record import Entry, Picture, Rejected
 from selfcascade.curation.sources import Source, fetching, open_source
@@ -35,6 +36,9 @@ class CurationPlan(Plan):
 
     listing: str = Field(description="version of the input: SHA-256 of its sorted listing")
     inputs: int = Field(description="inputs in all, those that will be rejected included")
+    inputs_left: int = Field(description="inputs of the remaining units")
+    before: str | None = Field(None, description="version that the increment starts from, as a URI")
+    shared: tuple[int, ...] = Field((), description="units whose shards are that version's")
 
 
 def plan_curation(settings: CurationSettings, store: Store) -> CurationPlan:
@@ -43,26 +47,31 @@ def plan_curation(settings: CurationSettings, store: Store) -> CurationPlan:
     Raises:
         SettingsError: the source is missing, unreadable or holds no picture.
     """
+    before = Before.of(settings, store)
     entries = _list(open_source(settings, store), settings, store)
     listing = entries.version
     _listed.clear()
     _listed[listing] = entries
-    artifact = _artifact(settings, store, listing)
-    units = -(-len(entries) // settings.shard_inputs)
+    sizes, shared = _units(settings, entries, before)
+    nothing_new = before is not None and len(shared) == len(sizes)
+    artifact = before.artifact if before is not None and nothing_new else _artifact(settings, store, listing, before)
     published = artifact.published()
     existing = set() if published else artifact.existing()
-    done = tuple(index for index in range(units) if published or shards.stats_name(index) in existing)
-    todo = tuple(sorted(set(range(units)) - set(done)))
-    inputs_left = sum(min(settings.shard_inputs, len(entries) - index * settings.shard_inputs) for index in todo)
+    done = {index for index in range(len(sizes)) if published or index in shared or shards.stats_name(index) in existing}
+    todo = tuple(index for index in range(len(sizes)) if index not in done)
+    left = sum(sizes[index] for index in todo)
     return CurationPlan(
         artifact_ref=artifact.ref,
         published=published,
-        units=units,
-        done=done,
+        units=len(sizes),
+        done=tuple(sorted(done)),
         todo=todo,
-        bytes_planned=inputs_left * _expected_bytes(settings),
+        bytes_planned=left * _expected_bytes(settings),
         listing=listing,
         inputs=len(entries),
+        inputs_left=left,
+        before=before.artifact.ref.uri if before else None,
+        shared=tuple(sorted(shared)),
     )
 
 
@@ -80,14 +89,12 @@ def stage_listing(settings: CurationSettings, store: Store, plan: CurationPlan) 
         entries = _list(source, settings, store)
         if entries.version != plan.listing:
             raise SettingsError(f"source: {source.label} changed after it was listed; let nothing write there meanwhile and run again")
-    marked = mark_duplicates(_check_captions(entries, settings.filters), settings.filters)
     todo = set(plan.todo)
     there = {info.key for info in store.list(_slices(plan))}
-    for index in range(plan.units):
-        part = list(islice(marked, settings.shard_inputs))
-        if index in todo and _slice_key(plan, index) not in there:
-            lines = b"".join(entry.to_line() for entry in part)
-            store.put_cache(_slice_key(plan, index), hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines)
+    for part in _cut(settings, entries, Before.at(plan.before, store)):
+        if part.index in todo and _slice_key(plan, part.index) not in there:
+            lines = b"".join(entry.to_line() for entry in part.entries)
+            store.put_cache(_slice_key(plan, part.index), hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines)
 
 
 def curate_unit(settings: CurationSettings, store: Store, plan: CurationPlan, index: int) -> dict[str, int]:
@@ -99,23 +106,25 @@ def curate_unit(settings: CurationSettings, store: Store, plan: CurationPlan, in
     Raises:
         SettingsError: the source changed after it was listed.
     """
-    artifact = _artifact(settings, store, plan.listing)
+    before = Before.at(plan.before, store)
+    artifact = _artifact(settings, store, plan.listing, before)
     if artifact.has(shards.stats_name(index)):
         return _read_counts(artifact, index)
     entries = _read_slice(settings, store, plan, index)
     rejected: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
+    with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder, ExitStack() as stack:
         path = Path(folder, shards.tar_name(index))
         source = open_source(settings, store)
-        with fetching(source, entries):
-            shards.write_tar(path, _keep(source, entries, settings, rejected))
+        known = stack.enter_context(before.outcomes(index, entries)) if before else Outcomes({}, iter(()))
+        with fetching(source, [entry for entry in entries if entry.key not in known]):
+            shards.write_tar(path, _keep(source, entries, settings, known, rejected))
         stored = artifact.put(shards.tar_name(index), path)
         if stored.sha256 != entry_of(stored.key, path).sha256:
             # Another writer was first, with a decoder that gives other bytes: its pictures are the dataset's, and the table must describe them.
             artifact.download(shards.tar_name(index), path)
             for entry in entries:
                 rejected.setdefault(entry.key, _row(entry, settings, reason="not in the stored shard: the decoder of an earlier run rejected it"))
-        table = shards.table_bytes(path, rejected, [entry.key for entry in entries])
+        table = shards.table_bytes(path, rejected, {entry.key: entry.listed for entry in entries})
     adopted = artifact.put(shards.table_name(index), table)
     if adopted.sha256 != hashlib.sha256(table).hexdigest():
         table = artifact.read(shards.table_name(index))
@@ -131,11 +140,13 @@ def publish_curation(settings: CurationSettings, store: Store, plan: CurationPla
         NotFound: a unit is not done.
         SettingsError: no picture survived; says why not.
     """
-    artifact = _artifact(settings, store, plan.listing)
+    before = Before.at(plan.before, store)
+    artifact = _artifact(settings, store, plan.listing, before)
+    shared = set(plan.shared)
     totals: Counter[str] = Counter()
     for index in range(plan.units):
         try:
-            totals.update(_read_counts(artifact, index))
+            totals.update(_read_counts(before.artifact if before and index in shared else artifact, index))
         except NotFound:
             raise NotFound(f"shard {index} of {artifact} is not done; run `selfcascade curate` again") from None
     if not totals["kept"]:
@@ -143,8 +154,12 @@ def publish_curation(settings: CurationSettings, store: Store, plan: CurationPla
         shown = ", ".join(f"{number} x {reason}" for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:5])
         label = open_source(settings, store).label
         raise SettingsError(f"no picture of {label} survives: {shown} (of {totals['inputs']}); change curation.size, curation.filters or the source")
-    names = [name(index) for index in range(plan.units) for name in (shards.tar_name, shards.table_name, shards.stats_name)]
-    ref = artifact.publish(counts=dict(sorted(totals.items())), objects=names)
+    names = {index: [name(index) for name in (shards.tar_name, shards.table_name, shards.stats_name)] for index in range(plan.units)}
+    ref = artifact.publish(
+        counts=dict(sorted(totals.items())),
+        objects=[name for index in names if index not in shared for name in names[index]],
+        shared=[before.artifact.share(name) for index in sorted(shared) for name in names[index]] if before else (),
+    )
     store.delete([info.key for info in store.list(_slices(plan))])
     return ref
 
@@ -158,7 +173,7 @@ def curate(settings: CurationSettings, store: Store, *, workers: int = 1) -> Art
     plan = plan_curation(settings, store)
     if plan.published:
         return plan.ref
-    with _artifact(settings, store, plan.listing).writing():
+    with _artifact(settings, store, plan.listing, Before.at(plan.before, store)).writing():
         stage_listing(settings, store, plan)
         if workers == 1 or len(plan.todo) < 2:
             for index in plan.todo:
@@ -183,13 +198,29 @@ def _list(source: Source, settings: CurationSettings, store: Store) -> Listing:
     )
 
 
-def _keep(source: Source, entries: Iterable[Entry], settings: CurationSettings, rejected: dict[str, dict[str, Any]]) -> Iterator[tuple[Entry, Picture, str]]:
+def _units(settings: CurationSettings, entries: Listing, before: Before | None) -> tuple[list[int], set[int]]:
+    """Inputs of each unit, and the units that need not be made."""
+    if before is None:
+        return [min(settings.shard_inputs, len(entries) - first) for first in range(0, len(entries), settings.shard_inputs)], set()
+    parts = [(len(part.entries), part.shared) for part in _cut(settings, entries, before)]
+    return [size for size, _ in parts], {index for index, (_, shared) in enumerate(parts) if shared}
+
+
+def _cut(settings: CurationSettings, entries: Listing, before: Before | None) -> Iterator[Slice]:
+    """The inputs of each unit, their captions checked and duplicates marked: what the version before has kept stays."""
+    late = (index is None for _, index in placed(entries, before)) if before else None
+    return cut(mark_duplicates(_check_captions(entries, settings.filters), settings.filters, late), settings, before)
+
+
+def _keep(
+    source: Source, entries: Iterable[Entry], settings: CurationSettings, known: Outcomes, rejected: dict[str, dict[str, Any]]
+) -> Iterator[tuple[Entry, Picture, str]]:
     """Samples of the entries that survive; the rows of the others go to ``rejected``."""
     for entry in entries:
         try:
             if entry.reason is not None:
                 raise Rejected(entry.reason)
-            picture = source.picture(entry, settings)
+            picture = known.picture(entry.key) if entry.key in known else source.picture(entry, settings)
         except Rejected as rejection:
             rejected[entry.key] = _row(entry, settings, reason=rejection.reason) | rejection.found
         else:
@@ -224,8 +255,8 @@ def _check_captions(entries: Iterable[Entry], settings: FilterSettings) -> Itera
             yield entry.rejected(rejection.reason)
 
 
-def _artifact(settings: CurationSettings, store: Store, listing: str) -> Artifact:
-    return Artifact.plan(store, "datasets", settings.name, settings, {"source": listing})
+def _artifact(settings: CurationSettings, store: Store, listing: str, before: Before | None) -> Artifact:
+    return Artifact.plan(store, "datasets", settings.name, settings, {"source": listing} | ({"before": before.artifact.ref.version} if before else {}))
 
 
 def _slices(plan: CurationPlan) -> str:

@@ -58,8 +58,8 @@ def _settled(entries: Iterable[Entry]) -> Iterator[bytes]:
     """Lines by key, each key once."""
     with ExitStack() as stack:
         again: list[bytes] = []
-        late = stack.enter_context(_Sorter())
-        with _Sorter() as sorter:
+        late = stack.enter_context(Sorter())
+        with Sorter() as sorter:
             sorter.add(entry.to_line() for entry in entries)
             once = stack.enter_context(tempfile.TemporaryFile(prefix="selfcascade-"))
             holder: Entry | None = None
@@ -94,20 +94,21 @@ def _renamed(entry: Entry, holder: Entry, repeats: int) -> Entry:
     return replace(entry, key=f"{entry.key[:80]}-{suffix}", reason=entry.reason or reason)
 
 
-class _Sorter:
-    """Lines sorted in runs, each in a temporary file, and merged."""
+class Sorter:
+    """Lines sorted in runs, each in a temporary file, and merged: as many as the disk holds."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._runs: list[IO[bytes]] = []
 
-    def __enter__(self) -> _Sorter:
+    def __enter__(self) -> Sorter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def add(self, lines: Iterable[bytes]) -> None:
+        """Take ``lines`` in, each with its newline."""
         remaining = iter(lines)
         while run := sorted(islice(remaining, RUN)):
             self._write(run)
@@ -118,6 +119,7 @@ class _Sorter:
                 self._runs = [merged]
 
     def lines(self) -> Iterator[bytes]:
+        """All lines, sorted; only one reader at a time."""
         for file in self._runs:
             file.seek(0)
         return heapq.merge(*self._runs)

@@ -57,6 +57,11 @@ class Entry:
         """The same input with a reason."""
         return replace(self, reason=reason)
 
+    @property
+    def listed(self) -> str:
+        """First digits of the SHA-256 of :meth:`to_line`: another input, caption or reason gives other ones."""
+        return hashlib.sha256(self.to_line()).hexdigest()[:16]
+
     def to_line(self) -> bytes:
         """One line of JSON, equal for equal entries."""
         fields = [self.key, self.source, self.size, self.digest, self.caption, self.reason]

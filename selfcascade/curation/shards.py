@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,11 +37,13 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("picture_sha256", pa.string()),
         ("offset", pa.int64()),
+        ("listed", pa.string()),
         *scores.SCHEMA,
     ]
 )
 """Columns of a shard's table. ``sha256``, ``width`` and ``height`` describe the input, as far as it was read before it was rejected;
-``picture_sha256`` is the stored picture's, and ``offset`` the byte of the tar at which its sample begins. Scores are those of
+``picture_sha256`` is the stored picture's, and ``offset`` the byte of the tar at which its sample begins; ``listed`` is
+:attr:`selfcascade.curation.record.Entry.listed` of the input, by which an increment knows it again. Scores are those of
 :mod:`selfcascade.curation.scores`, of every picture that could be decoded, and those of scorers of the user's."""
 
 EXTRA = pa.field("extra", pa.string())
@@ -138,16 +140,16 @@ def read_tar(file: Path | IO[bytes]) -> Iterator[Stored]:
         raise IntegrityError(f"{label} is not a tar of samples") from None
 
 
-def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], order: Iterable[str]) -> bytes:
+def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], listed: Mapping[str, str]) -> bytes:
     """Parquet with a row for every input: kept ones out of the tar at ``path``, the others out of ``rejected``.
 
     Args:
         path: the tar that the store holds.
         rejected: row by key of each input that was left out.
-        order: keys of all inputs.
+        listed: of all inputs, in the order of rows, by key.
     """
     rows = {sample.fields["key"]: _row(sample) for sample in read_tar(path)}
-    rows = {key: rows.get(key) or rejected[key] for key in order}
+    rows = {key: (rows.get(key) or rejected[key]) | {"listed": value} for key, value in listed.items()}
     schema = SCHEMA
     for name in sorted({name for row in rows.values() for name in row.get("scores") or {}} - set(SCHEMA.names)):
         schema = schema.append(pa.field(name, pa.float32()))

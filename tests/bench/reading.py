@@ -80,7 +80,7 @@ def publish(store: Store, mib: int, folder: Path) -> tuple[Artifact, list[Path]]
             path = folder / shards.tar_name(number)
             shards.write_tar(path, samples)
             artifact.put(path.name, path)
-            artifact.put(shards.table_name(number), shards.table_bytes(path, {}, [entry.key for entry, _, _ in samples]))
+            artifact.put(shards.table_name(number), shards.table_bytes(path, {}, {entry.key: entry.listed for entry, _, _ in samples}))
             artifact.put(shards.stats_name(number), b"{}")
             paths.append(path)
         artifact.publish(counts={})

@@ -53,7 +53,7 @@ def test_the_table_has_a_row_for_every_input(pictures, tmp_path):
     path = tmp_path / "00000.tar"
     write_tar(path, samples(pictures))
     rejected = {"k-1x": {"key": "k-1x", "source": "k/1x.png", "split": "tune", "kept": False, "reason": "duplicate of k-0"}}
-    table = read_table_bytes(table_bytes(path, rejected, ["k-0", "k-1", "k-1x", "k-2"]))
+    table = read_table_bytes(table_bytes(path, rejected, dict.fromkeys(["k-0", "k-1", "k-1x", "k-2"], "0")))
     assert table.column("key").to_pylist() == ["k-0", "k-1", "k-1x", "k-2"]
     assert table.column("kept").to_pylist() == [True, True, False, True]
     assert table.column("picture_sha256").to_pylist()[0] == hashlib.sha256(picture(pictures, 0).data).hexdigest()

@@ -52,7 +52,7 @@ def published(store, folder, *, sizes=SIZES, side=8, offsets=True) -> Artifact:
             shards.write_tar(path, samples)
             keys = [entry.key for entry, _, _ in samples]
             rejected = {f"{keys[0]}x": {"key": f"{keys[0]}x", "source": "x", "split": "train", "kept": False, "reason": "blank"}}
-            table = shards.table_bytes(path, rejected, [keys[0], f"{keys[0]}x", *keys[1:]])
+            table = shards.table_bytes(path, rejected, dict.fromkeys([keys[0], f"{keys[0]}x", *keys[1:]], "0"))
             artifact.put(shards.tar_name(index), path)
             artifact.put(shards.table_name(index), table if offsets else without_offsets(table))
             artifact.put(shards.stats_name(index), b"{}")
