@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from selfcascade.config import Captions
 from selfcascade.curation.ahead import mapped
+from selfcascade.curation.rows import Rows, matched
 from selfcascade.curation.tables import column_values
 from selfcascade.curation.tree import LARGEST_FILE, File, Tree
 from selfcascade.settings import SettingsError
@@ -49,66 +50,92 @@ def clean_caption(text: str) -> str:
     return re.sub(r" +", " ", "".join(kept)).strip()
 
 
-def captions_of(tree: Tree, pictures: Sequence[File], others: Sequence[File], kind: Captions) -> Iterator[Caption]:
-    """The caption of each of ``pictures``, in their order.
+@dataclass(frozen=True)
+class Tables:
+    """The files of a tree that may hold captions of the pictures beside them."""
+
+    jsonl: list[File] = field(default_factory=list)
+    csv: list[File] = field(default_factory=list)
+    parquet: list[File] = field(default_factory=list)
+
+    def take(self, file: File) -> None:
+        """Keep ``file`` if it is such a table."""
+        base = file.name.rpartition("/")[2]
+        if base in (JSONL, CSV):
+            (self.jsonl if base == JSONL else self.csv).append(file)
+        elif base.lower().endswith(".parquet"):
+            self.parquet.append(file)
+
+
+def captioned(tree: Tree, pictures: Rows, texts: Rows, tables: Tables, kind: Captions) -> Iterator[tuple[list[Any], Caption]]:
+    """Each of ``pictures`` with its caption, in bounded memory.
 
     Args:
         tree: where the files are.
-        pictures: the files that are pictures.
-        others: all other files; captions are looked for among them.
+        pictures: name, size and ETag of each, and whatever else.
+        texts: name without extension, then name, size and ETag, of every file that ends in ``.txt``.
+        tables: what other files may hold captions.
         kind: where captions are; ``auto`` takes ``metadata.jsonl``, ``metadata.csv``, ``*.parquet``, then ``.txt``, whichever exists first.
 
     Raises:
         SettingsError: a caption table is missing, damaged or lacks its columns; names the file and the line.
     """
-    jsonl, comma = ([file for file in others if file.name.rpartition("/")[2] == name] for name in (JSONL, CSV))
-    parquet = [file for file in others if file.name.lower().endswith(".parquet")]
     if kind == "auto":
-        kind = "jsonl" if jsonl else "csv" if comma else "parquet" if parquet else "txt"
+        kind = "jsonl" if tables.jsonl else "csv" if tables.csv else "parquet" if tables.parquet else "txt"
     if kind == "file-name":
-        yield from (caption_of(words_of(file.name), file.name) for file in pictures)
-        return
-    if kind == "embedded":
-        yield from _within(tree, pictures)
-        return
-    if kind == "txt":
-        yield from _beside(tree, pictures, others)
-        return
-    tables, wanted, rows_of = {
-        "jsonl": (jsonl, JSONL, _rows_of_jsonl),
-        "csv": (comma, CSV, _rows_of_csv),
-        "parquet": (parquet, "*.parquet", _rows_of_parquet),
+        yield from ((row, caption_of(words_of(row[0]), row[0])) for row in pictures)
+    elif kind == "embedded":
+        yield from mapped(lambda row: (row, _within(tree, File(*row[:3]))), pictures, threads=8)
+    elif kind == "txt":
+        with Rows() as by_stem:
+            for row in pictures:
+                by_stem.add(row[0].rpartition(".")[0], *row)
+            pairs = ((row[1:], File(*found[0][1:4]) if found else None) for row, found in matched(by_stem, texts))
+            yield from mapped(lambda pair: (pair[0], _beside(tree, pair[1])), pairs, threads=8, ahead=1024)
+    else:
+        with Rows() as captions:
+            _collect(tree, tables, kind, captions)
+            yield from ((row, _agreed(found)) for row, found in matched(pictures, captions))
+
+
+def _collect(tree: Tree, tables: Tables, kind: str, captions: Rows) -> None:
+    """Name of the picture, number of the row, caption and table of every row of every table."""
+    files, wanted, rows_of = {
+        "jsonl": (tables.jsonl, JSONL, _rows_of_jsonl),
+        "csv": (tables.csv, CSV, _rows_of_csv),
+        "parquet": (tables.parquet, "*.parquet", _rows_of_parquet),
     }[kind]
-    if not tables:
+    if not files:
         raise SettingsError(f"source.captions is {kind!r} but {tree.label} holds no {wanted}; add one, or use 'auto' or 'txt'")
-    found: dict[str, Caption] = {}
-    for table in sorted(tables, key=lambda file: file.name):
+    number = 0
+    for table in sorted(files, key=lambda file: file.name):
         folder = table.name.rpartition("/")[0]
         for name, caption in rows_of(tree, table):
-            name = f"{folder}/{name}" if folder else name
-            if found.setdefault(name, caption) != caption:
-                found[name] = Caption(problem=f"caption ambiguous: {table.name} and the rows before it caption the picture differently")
-    for file in pictures:
-        yield found.get(file.name, Caption())
+            captions.add(f"{folder}/{name}" if folder else name, f"{number:012d}", caption.text, caption.problem, table.name)
+            number += 1
 
 
-def _beside(tree: Tree, pictures: Sequence[File], others: Sequence[File]) -> Iterator[Caption]:
-    texts = {file.name[:-4]: file for file in others if file.name.endswith(".txt")}
+def _agreed(rows: list[list[Any]]) -> Caption:
+    """The caption on which all rows of a picture agree."""
+    if not rows:
+        return Caption()
+    found = {Caption(text, problem) for _, _, text, problem, _ in rows}
+    if len(found) == 1:
+        return found.pop()
+    return Caption(problem=f"caption ambiguous: {rows[-1][4]} and the rows before it caption the picture differently")
 
-    def read(picture: File) -> Caption:
-        file = texts.get(picture.name.rpartition(".")[0])
-        if file is None:
-            return Caption()
-        if file.size > LARGEST_TXT:
-            return Caption(problem=f"caption unreadable: {file.name} has more than {LARGEST_TXT} bytes")
-        try:
-            return caption_of(tree.read(file).decode("utf-8-sig"), file.name)
-        except UnicodeDecodeError:
-            return Caption(problem=f"caption encoding: {file.name} is not UTF-8")
-        except OSError:
-            return Caption(problem=f"caption unreadable: {file.name} cannot be opened")
 
-    yield from mapped(read, pictures, threads=8, ahead=1024)
+def _beside(tree: Tree, file: File | None) -> Caption:
+    if file is None:
+        return Caption()
+    if file.size > LARGEST_TXT:
+        return Caption(problem=f"caption unreadable: {file.name} has more than {LARGEST_TXT} bytes")
+    try:
+        return caption_of(tree.read(file).decode("utf-8-sig"), file.name)
+    except UnicodeDecodeError:
+        return Caption(problem=f"caption encoding: {file.name} is not UTF-8")
+    except OSError:
+        return Caption(problem=f"caption unreadable: {file.name} cannot be opened")
 
 
 def words_of(name: str) -> str:
@@ -117,16 +144,13 @@ def words_of(name: str) -> str:
     return re.sub(r"(?:\s+\d+)+\s*$", "", re.sub(r"[\W_]+", " ", stem)).strip()
 
 
-def _within(tree: Tree, pictures: Sequence[File]) -> Iterator[Caption]:
+def _within(tree: Tree, picture: File) -> Caption:
     from selfcascade.curation.embedded import embedded_caption
 
-    def read(picture: File) -> Caption:
-        try:
-            return embedded_caption(tree.read(picture), picture.name) if picture.size <= LARGEST_FILE else Caption()
-        except OSError:
-            return Caption()
-
-    yield from mapped(read, pictures, threads=8)
+    try:
+        return embedded_caption(tree.read(picture), picture.name) if picture.size <= LARGEST_FILE else Caption()
+    except OSError:
+        return Caption()
 
 
 def _rows_of_jsonl(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from selfcascade.curation.rows import Rows
 
 LONGEST = 80
 """Characters of a key without suffix: with suffix and extension it fits the 100 bytes that every tar reader knows."""
 
 
-def keys_of(names: Iterable[str]) -> dict[str, str]:
-    """A unique key for each of ``names`` (relative paths), whatever their order.
+def keys_of(rows: Rows) -> Iterator[tuple[list[Any], str]]:
+    """A unique key for each name (a relative path), in bounded memory as long as few names meet in one.
 
     The natural key is the path without extension, everything but ASCII letters, digits, ``_`` and ``-`` replaced. Names whose natural keys agree, be it but for
     the case of letters (not every file system tells ``A.png`` from ``a.png``), all take a suffix out of the SHA-256 of their name.
+
+    Args:
+        rows: :func:`folded` of each name, the name, and whatever else; no name twice.
+
+    Yields:
+        the rows with their keys.
     """
-    groups = defaultdict(list)
-    for name in set(names):
-        groups[_natural(name).lower()].append(name)
-    keys: dict[str, str] = {}
-    taken = {folded for folded, members in groups.items() if len(members) == 1}
-    for folded, members in sorted(groups.items()):
-        if len(members) == 1:
-            keys[members[0]] = _natural(members[0])
+    suffixed = Counter(_suffixed(meeting, row[1], 8) for meeting, group in rows.groups() if len(group) > 1 for row in group)
+    taken = {meeting for meeting, group in rows.groups() if len(group) == 1 and meeting in suffixed} if suffixed else set()
+    for meeting, group in rows.groups():
+        if len(group) == 1:
+            yield group[0], _natural(group[0][1])
             continue
-        for name in sorted(members):
-            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-            length = next(length for length in (8, 12, 64) if length == 64 or f"{folded}-{digest[:length]}" not in taken)
-            # 64 digits leave room for no more than the start of the name, and need none.
-            keys[name] = f"{_natural(name)}-{digest[:length]}" if length < 64 else digest
-            taken.add(keys[name].lower())
-    return keys
+        for row in group:
+            short = _suffixed(meeting, row[1], 8)
+            length = 8 if suffixed[short] == 1 and short not in taken else 12
+            yield row, _suffixed(_natural(row[1]), row[1], length)
+
+
+def folded(name: str) -> str:
+    """What names must not share: the natural key without the case of its letters."""
+    return _natural(name).lower()
+
+
+def _suffixed(start: str, name: str, digits: int) -> str:
+    return f"{start}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:digits]}"
 
 
 def key_from(text: str, digest: str) -> str:

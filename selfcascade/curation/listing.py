@@ -105,6 +105,10 @@ class Sorter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the temporary files go."""
         self._stack.close()
 
     def add(self, lines: Iterable[bytes]) -> None:

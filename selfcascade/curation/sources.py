@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from selfcascade.config import Captions, CurationSettings, DatasetSource, FolderSource, HuggingFaceSource, S3Source, UrlsSource, WebDatasetSource
 from selfcascade.curation.ahead import mapped
-from selfcascade.curation.captions import Caption, captions_of
+from selfcascade.curation.captions import Caption, Tables, captioned
 from selfcascade.curation.decoding import FORMATS, format_of_name
 from selfcascade.curation.folder import FolderTree
 from selfcascade.curation.huggingface import ParquetPictures
-from selfcascade.curation.keys import keys_of
+from selfcascade.curation.keys import folded, keys_of
 from selfcascade.curation.picture import picture_of
 from selfcascade.curation.record import Entry, Picture
+from selfcascade.curation.rows import Rows
 from selfcascade.curation.s3prefix import PrefixTree
 from selfcascade.curation.stored import DatasetPictures
 from selfcascade.curation.tars import TarSource
@@ -86,20 +87,22 @@ class FileSource:
         """The folder or the prefix."""
         return self.tree.label
 
-    def listing(self) -> list[Entry]:
-        """Every picture file with content hash and caption, sorted by key."""
-        pictures: list[File] = []
-        others: list[File] = []
-        for file in self.tree.files():
-            (pictures if format_of_name(file.name) else others).append(file)
-        if not pictures:
-            raise SettingsError(f"source: {self.label} holds no pictures; looked for {', '.join('.' + extension for extension in FORMATS)}")
-        pictures.sort(key=lambda file: file.name)
-        keys = keys_of(file.name for file in pictures)
-        captions = captions_of(self.tree, pictures, others, self.captions)
-        found = zip(pictures, self._digests(pictures), captions, strict=True)
-        entries = [self._entry(keys[file.name], file, digest, caption) for file, digest, caption in found]
-        return sorted(entries, key=lambda entry: entry.key)
+    def listing(self) -> Iterator[Entry]:
+        """Every picture file with content hash and caption. What is known of the files is sorted and matched on disk."""
+        with Rows() as found, Rows() as texts, Rows() as pictures:
+            tables = Tables()
+            for file in self.tree.files():
+                if format_of_name(file.name):
+                    found.add(folded(file.name), file.name, file.size, file.etag)
+                elif file.name.endswith(".txt"):
+                    texts.add(file.name[:-4], file.name, file.size, file.etag)
+                else:
+                    tables.take(file)
+            if not found:
+                raise SettingsError(f"source: {self.label} holds no pictures; looked for {', '.join('.' + extension for extension in FORMATS)}")
+            for (_, name, size, etag), key in keys_of(found):
+                pictures.add(name, size, etag, key)
+            yield from mapped(self._entry, captioned(self.tree, pictures, texts, tables, self.captions), threads=8, ahead=1024)
 
     def picture(self, entry: Entry, settings: CurationSettings) -> Picture:
         """See :class:`Source`."""
@@ -112,17 +115,10 @@ class FileSource:
             raise SourceChanged(self.label, entry.source)
         return picture_of(data, entry.source, settings, entry.caption)
 
-    def _digests(self, pictures: Sequence[File]) -> Iterator[str]:
-        def digest(file: File) -> str:
-            try:
-                return "" if file.size > LARGEST_FILE else self.tree.digest(file)
-            except OSError:
-                return ""
-
-        yield from mapped(digest, pictures, threads=8, ahead=1024)
-
-    @staticmethod
-    def _entry(key: str, file: File, digest: str, caption: Caption) -> Entry:
+    def _entry(self, found: tuple[list[Any], Caption]) -> Entry:
+        (name, size, etag, key), caption = found
+        file = File(name, size, etag)
+        digest = self._digest(file)
         shown = file.name.encode("utf-8", "backslashreplace").decode()
         reason = caption.problem
         if shown != file.name:
@@ -132,3 +128,9 @@ class FileSource:
         elif not digest:
             reason = "unreadable: the file cannot be opened"
         return Entry(key, shown, file.size, digest, caption.text, reason)
+
+    def _digest(self, file: File) -> str:
+        try:
+            return "" if file.size > LARGEST_FILE else self.tree.digest(file)
+        except OSError:
+            return ""

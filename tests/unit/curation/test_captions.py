@@ -12,19 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from selfcascade.curation.captions import Caption, captions_of, clean_caption, words_of
+from selfcascade.curation.captions import Caption, Tables, captioned, clean_caption, words_of
 from selfcascade.curation.decoding import format_of_name
 from selfcascade.curation.embedded import embedded_caption
 from selfcascade.curation.folder import FolderTree
+from selfcascade.curation.rows import Rows
 from selfcascade.settings import SettingsError
 
 
 def read(folder, kind="auto"):
-    tree = FolderTree(folder)
-    files = sorted(tree.files(), key=lambda file: file.name)
-    found = [file for file in files if format_of_name(file.name)]
-    others = [file for file in files if not format_of_name(file.name)]
-    return {file.name: caption for file, caption in zip(found, captions_of(tree, found, others, kind), strict=True)}
+    tree, tables = FolderTree(folder), Tables()
+    with Rows() as pictures, Rows() as texts:
+        for file in tree.files():
+            if format_of_name(file.name):
+                pictures.add(file.name, file.size, file.etag)
+            elif file.name.endswith(".txt"):
+                texts.add(file.name[:-4], file.name, file.size, file.etag)
+            else:
+                tables.take(file)
+        return {row[0]: caption for row, caption in captioned(tree, pictures, texts, tables, kind)}
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))
