@@ -14,8 +14,10 @@ from typing import IO
 from selfcascade.curation.record import Entry
 from selfcascade.settings import SettingsError
 
-RUN = 65_536
+RUN = 4_096
 """Entries that are sorted in memory at a time."""
+FAN = 64
+"""Runs that are merged into one."""
 
 
 class Listing:
@@ -95,11 +97,13 @@ def _renamed(entry: Entry, holder: Entry, repeats: int) -> Entry:
 
 
 class Sorter:
-    """Lines sorted in runs, each in a temporary file, and merged: as many as the disk holds."""
+    """Lines sorted in runs, each in a temporary file, and merged: as many as the disk holds.
+
+    A run of a higher level is :data:`FAN` of the level below, so each line is written once a level, and few files are open at a time.
+    """
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._runs: list[IO[bytes]] = []
+        self._levels: list[list[IO[bytes]]] = [[]]
 
     def __enter__(self) -> Sorter:
         return self
@@ -109,33 +113,37 @@ class Sorter:
 
     def close(self) -> None:
         """Let the temporary files go."""
-        self._stack.close()
+        for level in self._levels:
+            for file in level:
+                file.close()
+        self._levels = [[]]
 
     def add(self, lines: Iterable[bytes]) -> None:
         """Take ``lines`` in, each with its newline."""
         remaining = iter(lines)
         while run := sorted(islice(remaining, RUN)):
-            self._write(run)
-            if len(self._runs) == 128:  # so that the number of open files is bounded too
-                merged = self._merge()
-                self._stack.close()
-                self._stack.enter_context(merged)
-                self._runs = [merged]
+            self._keep(run, 0)
 
     def lines(self) -> Iterator[bytes]:
         """All lines, sorted; only one reader at a time."""
-        for file in self._runs:
-            file.seek(0)
-        return heapq.merge(*self._runs)
+        return _merged(file for level in self._levels for file in level)
 
-    def _merge(self) -> IO[bytes]:
-        with ExitStack() as stack:
-            file = stack.enter_context(tempfile.TemporaryFile(prefix="selfcascade-"))
-            file.writelines(self.lines())
-            stack.pop_all()
-        return file
+    def _keep(self, lines: Iterable[bytes], height: int) -> None:
+        file = tempfile.TemporaryFile(prefix="selfcascade-")  # noqa: SIM115 it is closed with the sorter, or when it is merged
+        if height == len(self._levels):
+            self._levels.append([])
+        level = self._levels[height]
+        level.append(file)
+        file.writelines(lines)
+        if len(level) == FAN:
+            self._keep(_merged(level), height + 1)
+            for merged in level:
+                merged.close()
+            level.clear()
 
-    def _write(self, run: Iterable[bytes]) -> None:
-        file = self._stack.enter_context(tempfile.TemporaryFile(prefix="selfcascade-"))  # noqa: SIM115 the stack closes it
-        file.writelines(run)
-        self._runs.append(file)
+
+def _merged(files: Iterable[IO[bytes]]) -> Iterator[bytes]:
+    files = list(files)
+    for file in files:
+        file.seek(0)
+    return heapq.merge(*files)

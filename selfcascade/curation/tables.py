@@ -19,6 +19,8 @@ KINDS = ("parquet", "csv", "tsv", "jsonl", "csv.gz", "tsv.gz", "jsonl.gz")
 LONGEST_LINE = 2**24
 """Bytes of a line of JSON above which it is none."""
 BATCH = 8192
+STRETCH = 1024
+"""Rows that are plain values at a time."""
 
 
 def kind_of_table(name: str) -> str | None:
@@ -45,9 +47,10 @@ def rows(path: Path, kind: str, label: str, columns: Sequence[str]) -> Iterator[
                 yield from _rows_of_jsonl(stream, label, columns)
             return
         for batch in _batches(path, kind, label, columns):
-            values = [column_values(batch.column(name)) for name in columns]
-            for fields in zip(*values, strict=True):
-                yield dict(zip(columns, fields, strict=True))
+            for start in range(0, batch.num_rows, STRETCH):
+                values = [column_values(batch.column(name).slice(start, STRETCH)) for name in columns]
+                for fields in zip(*values, strict=True):
+                    yield dict(zip(columns, fields, strict=True))
     except (pa.ArrowException, OSError, EOFError) as error:
         raise SettingsError(f"table {label} cannot be read as {kind}: {' '.join(str(error).split())[:200]}; replace it") from None
 
@@ -82,7 +85,8 @@ def _batches(path: Path, kind: str, label: str, columns: Sequence[str]) -> Itera
         parse = pc.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True)
         # All columns as text: a key of digits keeps its zeros.
         convert = pc.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), check_utf8=False)
-        with pc.open_csv(stream, parse_options=parse, convert_options=convert) as file:
+        read = pc.ReadOptions(use_threads=False)
+        with pc.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as file:
             _demand(columns, file.schema.names, label)
             for batch in file:
                 yield batch.select(list(columns))
