@@ -533,6 +533,8 @@ class FeatureSettings(Settings):
 class EvaluationSettings(Settings):
     """Distances between samples, real pictures and the base's own samples."""
 
+    FORMAT = 2  # precision, recall, density, coverage, and power of detail
+
     name: Name = where("report", description="name of the report artifact")
     dataset: str = where("datasets/pictures", description="dataset artifact with the real pictures")
     real_split: Literal["train", "tune", "test"] = Field("test", description="split that the real pictures come from")

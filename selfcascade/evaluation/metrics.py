@@ -16,8 +16,10 @@ from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation.distances import fid, kid
 from selfcascade.evaluation.intervals import GramBlock, half_samples, standard_error, widen
 from selfcascade.evaluation.layout import layout_distances
+from selfcascade.evaluation.manifold import manifold
 from selfcascade.evaluation.results import METRICS, Difference, Number, Row
 from selfcascade.evaluation.sets import PictureSet
+from selfcascade.evaluation.spectrum import detail
 from selfcascade.evaluation.tables import FeatureTable
 
 LARGEST_GRAM = 6000
@@ -86,6 +88,10 @@ def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable
         whole, rest = _flat(table.crops[some]), _flat(table.crops[others])
         numbers |= {"pkid_r": _kid_number(settings, rest, whole), "pfid_r": Number(value=fid(rest, whole))}
     numbers["objects"] = Number(value=float(table.objects.mean()))
+    if (found := manifold(torch.from_numpy(table.features[others]), torch.from_numpy(table.features[some]))) is not None:
+        numbers |= {f"{name}_r": Number(value=getattr(found, name)) for name in ("precision", "recall", "density", "coverage")}
+    if table.spectra is not None:
+        numbers["detail_r"] = Number(value=float(detail(table.spectra[some]).mean() / detail(table.spectra[others]).mean()))
     return Row(
         label="real pictures",
         method="real",
@@ -144,6 +150,7 @@ class _Shared:
         self.settings, self.halves = settings, halves
         self.real = torch.from_numpy(real.features)
         self.real_crops = None if real.crops is None else _flat(real.crops)
+        self.real_detail = None if real.spectra is None else torch.from_numpy(detail(real.spectra))
         self.base = base
         self.base_features = None if base is None else torch.from_numpy(base.features)
         self._within: dict[int, Tensor] = {}
@@ -167,6 +174,8 @@ def _measure_one(shared: _Shared, item: PictureSet, table: FeatureTable) -> _Mea
     else:
         _distance(shared, measured, "pkid_r", "pfid_r", _flat(table.crops), shared.real_crops, halves.crop_rows, halves.crop_columns)
     _mean(shared, measured, "objects", table.objects)
+    _manifold(measured, features, shared.real)
+    _detail(shared, measured, table)
     if item.method in ("base", "lanczos", "latent-sr", "x4-upscaler"):
         _blank(measured, _IS_THE_REFERENCE if item.method == "base" else _TRIVIAL, "kid_b", "fid_b", "layout_b", "objects_b")
     elif shared.base is None or shared.base_features is None:
@@ -194,6 +203,31 @@ def _distance(
         number = number.model_copy(update={"error": shared.halves.error(measured.replicates[kid_name])})
         frechet = frechet.model_copy(update={"error": shared.halves.error(measured.replicates[fid_name])})
     measured.numbers |= {kid_name: number, fid_name: frechet}
+
+
+def _manifold(measured: _Measured, features: Tensor, real: Tensor) -> None:
+    found = manifold(real, features)
+    for name in ("precision", "recall", "density", "coverage"):
+        if found is None:
+            _blank(measured, "too few pictures to have neighbours", f"{name}_r")
+        else:
+            measured.values[f"{name}_r"] = getattr(found, name)
+            measured.numbers[f"{name}_r"] = Number(value=measured.values[f"{name}_r"])
+
+
+def _detail(shared: _Shared, measured: _Measured, table: FeatureTable) -> None:
+    """Mean power of detail over that of the real pictures, with the error of a ratio of means."""
+    if table.spectra is None or shared.real_detail is None:
+        _blank(measured, _NATIVE, "detail_r")
+        return
+    own, real = torch.from_numpy(detail(table.spectra)), shared.real_detail
+    if real.mean() < 1e-9:
+        _blank(measured, "the real pictures have no detail", "detail_r")
+        return
+    value, error = float(own.mean() / real.mean()), None
+    if shared.halves.rows is not None and shared.halves.columns is not None:
+        error = shared.halves.error(own[shared.halves.rows].mean(dim=1) / real[shared.halves.columns].mean(dim=1))
+    measured.numbers["detail_r"] = Number(value=value, error=error)
 
 
 def _mean(shared: _Shared, measured: _Measured, name: str, values: NDArray[Any]) -> None:

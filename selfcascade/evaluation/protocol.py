@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from selfcascade.config import EvaluationSettings
-from selfcascade.evaluation import layout, objects
+from selfcascade.evaluation import layout, manifold, objects, spectrum
 from selfcascade.evaluation.crops import crop_rule
 from selfcascade.evaluation.distances import kid_subset
 from selfcascade.evaluation.features import NetworkKind
@@ -31,6 +31,8 @@ class Protocol(BaseModel):
     fid: str = Field(description="estimator of FID")
     layout: str
     objects: str
+    manifold: str = Field(description="precision, recall, density and coverage")
+    detail: str
     intervals: str
     seed: int
     batch: int
@@ -53,6 +55,8 @@ class Protocol(BaseModel):
             fid="Fréchet distance of Gaussians with unbiased covariances in float64 (torchmetrics)",
             layout=layout.RULE,
             objects=objects.RULE,
+            manifold=manifold.RULE,
+            detail=spectrum.RULE,
             intervals=(
                 f"standard error from {settings.half_samples} half-samples of prompts and of real pictures without replacement, the same for every method; "
                 "95 % interval by the normal distribution, for each comparison by itself"

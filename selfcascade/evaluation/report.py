@@ -117,7 +117,7 @@ def _number_cell(metric: Metric, row: Row, rivals: list[Row]) -> _Cell:
     if number.value is None:
         return _Cell(text="–", mark="blank", title=number.why)
     values = [rival.numbers[metric.name].value for rival in rivals]
-    best = metric.judged and row in rivals and number.value == min(value for value in values if value is not None) and len(rivals) > 1
+    best = metric.judged and row in rivals and number.value == metric.best(value for value in values if value is not None) and len(rivals) > 1
     return _Cell(text=shown_number(number.value, metric), small=_error(number, metric), mark="best" if best else "", title=_told(number, metric))
 
 
@@ -139,8 +139,9 @@ def _difference_cell(difference: Difference | None, metric: Metric) -> _Cell:
     interval = difference.interval
     if interval is None:
         return _Cell(text=text, small="no interval", title="too few or too many pictures for half-samples")
-    mark = "" if not interval.excludes_zero else "better" if difference.value < 0 else "worse"
-    title = {"": "the interval holds 0: not clear", "better": "clearly lower: better", "worse": "clearly higher: worse"}[mark]
+    way = "lower" if difference.value < 0 else "higher"
+    mark = "" if not interval.excludes_zero else "better" if way == metric.better else "worse"
+    title = f"clearly {way}: {mark}" if mark else "the interval holds 0: not clear"
     return _Cell(text=text, small=f"{shown_number(interval.low, metric)} to {shown_number(interval.high, metric)}", mark=mark, title=title)
 
 

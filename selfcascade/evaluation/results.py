@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Literal
 
 import pyarrow as pa
@@ -27,7 +28,16 @@ class Metric(_Record):
     meaning: str = Field(description="one sentence for a reader who meets it for the first time")
     scale: int = Field(1, description="factor at which it is shown")
     digits: int = Field(1, description="digits after the point at which it is shown")
-    judged: bool = Field(True, description="whether lower is better; otherwise it only describes")
+    better: Literal["lower", "higher"] | None = Field("lower", description="which way is better; unset: it only describes")
+
+    @property
+    def judged(self) -> bool:
+        """Whether one value can be better than another."""
+        return self.better is not None
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of ``values``."""
+        return max(values) if self.better == "higher" else min(values)
 
 
 METRICS: tuple[Metric, ...] = (
@@ -70,7 +80,24 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="fid_r", heading="FID_r", digits=0, meaning="Fréchet distance to held-out real pictures, whole picture; biased upwards at small counts"),
     Metric(name="pfid_r", heading="pFID_r", digits=0, meaning="Fréchet distance to real pictures of native-scale crops; biased like FID_r"),
     Metric(name="fid_b", heading="FID_b", digits=0, meaning="Fréchet distance to the base's own pictures of the same prompts; biased like FID_r"),
-    Metric(name="objects", heading="objects", digits=2, judged=False, meaning="separate things on a picture, mean"),
+    Metric(
+        name="precision_r",
+        heading="precision",
+        digits=2,
+        better="higher",
+        meaning="share of pictures that lie among real ones: how many look real. It and the three after it depend on the counts",
+    ),
+    Metric(name="recall_r", heading="recall", digits=2, better="higher", meaning="share of real pictures that lie among these: what they reach"),
+    Metric(name="density_r", heading="density", digits=2, better="higher", meaning="precision that one odd real picture cannot raise; may exceed 1"),
+    Metric(name="coverage_r", heading="coverage", digits=2, better="higher", meaning="share of real pictures that have one of these as neighbour"),
+    Metric(
+        name="detail_r",
+        heading="detail",
+        digits=2,
+        better=None,
+        meaning="power of fine detail over that of the real pictures: below 1 is softer, above 1 harder or noisier than real",
+    ),
+    Metric(name="objects", heading="objects", digits=2, better=None, meaning="separate things on a picture, mean"),
 )
 """Every metric, in the order of the table: KID leads, since FID is biased at the counts that a small run has."""
 
@@ -101,7 +128,7 @@ class Row(_Record):
 
 
 class Difference(_Record):
-    """The second method's number minus the first's, over the same prompts: below 0 the second is better."""
+    """The second method's number minus the first's, over the same prompts."""
 
     first: str
     second: str

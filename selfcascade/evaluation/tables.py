@@ -20,6 +20,7 @@ from selfcascade.evaluation.features import FeatureNetwork, as_batch
 from selfcascade.evaluation.layout import shrink
 from selfcascade.evaluation.objects import count_objects
 from selfcascade.evaluation.resize import resize
+from selfcascade.evaluation.spectrum import spectrum
 from selfcascade.settings import SettingsError
 
 
@@ -58,6 +59,8 @@ class FeatureTable:
     """(n, h, w, 3), for the layout."""
     objects: NDArray[np.int64]
     """(n,), separate things on each picture."""
+    spectra: NDArray[np.float32] | None
+    """(n, rings), power by spatial frequency at the target size; None where pictures are smaller."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -65,8 +68,7 @@ class FeatureTable:
     def to_bytes(self) -> bytes:
         """Digest, newline, safetensors: the form in the cache."""
         arrays: dict[str, NDArray[Any]] = {"features": self.features, "small": self.small, "objects": self.objects}
-        if self.crops is not None:
-            arrays["crops"] = self.crops
+        arrays |= {name: array for name, array in (("crops", self.crops), ("spectra", self.spectra)) if array is not None}
         # safetensors writes the memory as it lies, whatever the strides say.
         packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         # One entry of metadata: safetensors writes several in an order of chance.
@@ -90,6 +92,7 @@ class FeatureTable:
                 crops=arrays.get("crops"),
                 small=arrays["small"],
                 objects=arrays["objects"],
+                spectra=arrays.get("spectra"),
             )
         except (SafetensorError, KeyError, ValueError):
             return None
@@ -122,6 +125,7 @@ def extract(
     keys: list[str] = []
     prompt_ids: list[str] = []
     thumbnails: list[NDArray[np.uint8]] = []
+    spectra: list[NDArray[np.float32]] = []
     whole = _Batches(network.embed, batch, device)
     cropped = _Batches(network.embed, batch, device)
     for rank, picture in enumerate(pictures):
@@ -131,6 +135,7 @@ def extract(
         whole.add(network.resized(as_batch([picture.image])))
         if crops is not None:
             image = _at(picture.image, crops.size)
+            spectra.append(spectrum(image))
             corners = crop_corners(rank, size=crops.size, side=crops.side, count=crops.count, seed=crops.seed)
             cropped.add(network.resized(as_batch(list(cut(image, corners, crops.side)))))
         advance()
@@ -146,6 +151,7 @@ def extract(
         crops=None if patches is None else patches[order],
         small=np.stack([thumbnails[place] for place in order]),
         objects=np.array([count_objects(thumbnails[place]) for place in order], dtype=np.int64),
+        spectra=np.stack([spectra[place] for place in order]) if spectra else None,
     )
 
 
