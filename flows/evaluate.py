@@ -17,11 +17,14 @@ def evaluate(
     store: StoreSettings = StoreSettings(),
     execution: ExecutionSettings = ExecutionSettings(),
 ) -> ArtifactRef:
-    """Measure ``samples``, artifacts by label, against the real pictures of ``settings.dataset`` and publish the report."""
+    """Measure ``samples``, artifacts by label, against the real pictures of ``settings.dataset`` and publish the report; then hold it against another."""
     plan = tasks.plan(settings, samples, store, execution)
+    before = tasks.before(settings, store, plan)
     with running("evaluate", plan, store) as run:
         if not plan.published:
             run.wait(tasks.features.map(plan.todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
             tasks.publish(settings, store, plan, execution)
     tasks.show(plan.ref, store)
+    if before is not None:
+        tasks.gate(settings, store, before, plan.ref)
     return plan.ref

@@ -530,6 +530,19 @@ class FeatureSettings(Settings):
     threads: int = Field(1, ge=1, description="torch threads of each worker; the sets of pictures are passed side by side")
 
 
+Judged = Literal["kid_r", "pkid_r", "kid_b", "layout_b", "objects_b", "fid_r", "pfid_r", "fid_b", "precision_r", "recall_r", "density_r", "coverage_r"]
+"""Metrics of which one value can be better than another."""
+
+
+class GateSettings(Settings):
+    """Which report another must not fall behind, and by how much it may."""
+
+    against: str | None = where(None, description="report that this one is held against: reports/name, or with @version; unset: no gate")
+    worse: dict[Judged, Annotated[float, Field(ge=0)]] = where(
+        {"kid_r": 0.005, "pkid_r": 0.005}, description="by how much each metric may be worse, in its own unit; the change must also exceed its interval"
+    )
+
+
 class EvaluationSettings(Settings):
     """Distances between samples, real pictures and the base's own samples."""
 
@@ -548,6 +561,7 @@ class EvaluationSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of crops, subsets and half-samples")
     sheet_prompts: int = Field(16, ge=1, le=64, description="prompts on the contact sheet")
     chosen_on: Literal["train", "tune", "test"] = Field("tune", description="split that K, learning rate and taps were chosen on; the report says so")
+    gate: GateSettings = where(GateSettings(), description="the run fails where the report is worse than another")
 
 
 class FinetuneSettings(Settings):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import task
 
 from selfcascade.config import EvaluationSettings, ExecutionSettings, StoreSettings
-from selfcascade.evaluation.evaluate import SHEET, EvaluationPlan, evaluate_unit, plan_evaluation, publish_evaluation, read_results, timed_report
+from selfcascade.evaluation.evaluate import SHEET, EvaluationPlan, evaluate_unit, gate_of, plan_evaluation, publish_evaluation, read_results, timed_report
+from selfcascade.evaluation.gate import check_gate
 from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import METRICS, Results
 from selfcascade.generation.models import resolve_device
@@ -35,6 +36,19 @@ def features(index: int, settings: EvaluationSettings, store: StoreSettings, pla
 def publish(settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan, execution: ExecutionSettings) -> ArtifactRef:
     """Compute every number and commit the report, in a worker process."""
     return workers(execution).run(publish_evaluation, settings, opened(store), plan, tries=execution.retries + 1).value
+
+
+@task(name="find-report-before", task_run_name="find what {settings.name} is held against", tags=["evaluate"], **NETWORK)
+def before(settings: EvaluationSettings, store: StoreSettings, plan: EvaluationPlan) -> ArtifactRef | None:
+    """The report that the gate compares with, if there is one."""
+    return gate_of(settings, opened(store), plan.ref)
+
+
+@task(name="gate", task_run_name="hold {ref.name} against {before.name}", tags=["evaluate"])
+def gate(settings: EvaluationSettings, store: StoreSettings, before: ArtifactRef, ref: ArtifactRef) -> None:
+    """Fail where the report is worse than the one before."""
+    held = opened(store)
+    check_gate(settings.gate, read_results(held, before), read_results(held, ref))
 
 
 @task(name="show-report", task_run_name="show {ref.name}", tags=["evaluate"], **NETWORK)

@@ -21,7 +21,7 @@ from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError, digest_of
-from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
+from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, resolve
 
 METRICS_JSON, METRICS_PARQUET, SHEET, REPORT = "metrics.json", "metrics.parquet", "sheet.png", "report.html"
 
@@ -143,6 +143,23 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
 def read_results(store: Store, ref: ArtifactRef) -> Results:
     """The numbers of a published report, verified."""
     return Results.model_validate_json(Artifact(store, ref).read(METRICS_JSON))
+
+
+def gate_of(settings: EvaluationSettings, store: Store, ref: ArtifactRef) -> ArtifactRef | None:
+    """The report that ``ref`` is held against; None without a gate, and where there is no other yet. Call it before ``ref`` is published.
+
+    Raises:
+        NotFound: a version is given that there is not.
+    """
+    if settings.gate.against is None:
+        return None
+    try:
+        found = resolve(store, settings.gate.against, "reports").ref
+    except NotFound:
+        if "@" in settings.gate.against:
+            raise
+        return None
+    return None if found == ref else found
 
 
 def timed_report(store: Store, ref: ArtifactRef, times: Times) -> str:
