@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, linear_regression
 
 import torch
 from torch import Tensor
@@ -108,6 +108,31 @@ class GramBlock:
         traces = (x.diagonal - x.pairs / r) / (r - 1) + (y.diagonal - y.pairs / c) / (c - 1)
         roots = [root_trace(self.xy[some[:, :, None], others[:, None, :]]) for some, others in _chunks(rows, columns)]
         return gap + traces - 2 * torch.cat(roots)
+
+
+def extrapolated(block: GramBlock, count: int, each: int, *, draws: int, seed: int) -> float:
+    """The Fréchet distance for ever more pictures of the first set, against all of the second: FID is biased upwards by about a constant over n.
+
+    The mean over ``draws`` seeded subsets is taken at five sizes from half of the set to all of it, and the line in 1 / n through them, by least squares, is
+    read at 0 (Chong and Forsyth, "Effectively unbiased FID and Inception score", 2020, with plain subsets in place of Sobol ones).
+
+    Args:
+        block: the two sets.
+        count: prompts of the first set, at least 8.
+        each: rows of each prompt.
+        draws: subsets a size.
+        seed: of the subsets.
+    """
+    generator = torch.Generator().manual_seed(int(digest_of(["extrapolated", seed, count])[:15], 16))
+    columns = torch.arange(len(block.y))
+    sizes = sorted({round(count * share) for share in (0.5, 0.6, 0.7, 0.85, 1.0)})
+    means = []
+    for size in sizes:
+        repeats = 1 if size == count else draws
+        order = torch.rand(repeats, count, generator=generator, dtype=torch.float64).argsort(dim=1)[:, :size].sort(dim=1).values
+        means.append(float(block.fid(widen(order, each), columns.expand(repeats, -1)).mean()))
+    line = linear_regression([1 / (size * each) for size in sizes], means)
+    return line.intercept
 
 
 def standard_error(replicates: Tensor, count: int) -> float:

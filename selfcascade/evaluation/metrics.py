@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation.distances import fid, kid
-from selfcascade.evaluation.intervals import GramBlock, half_samples, standard_error, widen
+from selfcascade.evaluation.intervals import GramBlock, extrapolated, half_samples, standard_error, widen
 from selfcascade.evaluation.layout import layout_distances
 from selfcascade.evaluation.manifold import manifold
 from selfcascade.evaluation.results import METRICS, Difference, Number, Row
@@ -24,6 +24,9 @@ from selfcascade.evaluation.tables import FeatureTable
 
 LARGEST_GRAM = 6000
 """Pictures (or crops) of a side up to which inner products of all pairs are kept for the errors; 6,000 take 288 MB."""
+
+LIMIT_DRAWS = 10
+"""Subsets a size behind the extrapolated FID."""
 
 _IS_THE_REFERENCE = "the base's own pictures are the reference"
 _TRIVIAL = "about zero by construction: an enlarged base picture is the base's picture"
@@ -202,6 +205,10 @@ def _distance(
         measured.replicates |= {kid_name: block.kid(rows, columns), fid_name: block.fid(rows, columns)}
         number = number.model_copy(update={"error": shared.halves.error(measured.replicates[kid_name])})
         frechet = frechet.model_copy(update={"error": shared.halves.error(measured.replicates[fid_name])})
+    if block is not None and shared.halves.prompts >= 8:
+        each = len(features) // shared.halves.prompts
+        limit = extrapolated(block, shared.halves.prompts, each, draws=LIMIT_DRAWS, seed=shared.settings.seed)
+        frechet = frechet.model_copy(update={"limit": limit})
     measured.numbers |= {kid_name: number, fid_name: frechet}
 
 

@@ -122,13 +122,16 @@ def _number_cell(metric: Metric, row: Row, rivals: list[Row]) -> _Cell:
 
 
 def _error(number: Number, metric: Metric) -> str:
-    return "" if number.error is None else f"± {shown_number(number.error, metric)}"
+    told = [] if number.error is None else [f"± {shown_number(number.error, metric)}"]
+    return ", ".join(told + ([] if number.limit is None else [f"→ {shown_number(number.limit, metric)}"]))
 
 
 def _told(number: Number, metric: Metric) -> str:
     told = [] if number.error is None else [f"standard error {shown_number(number.error, metric)}"]
     if number.spread is not None:
         told.append(f"standard deviation over subsets {shown_number(number.spread, metric)}")
+    if number.limit is not None:
+        told.append(f"extrapolated to ever more pictures {shown_number(number.limit, metric)}")
     return "; ".join(told)
 
 

@@ -108,6 +108,7 @@ class Number(_Record):
     value: float | None = None
     error: float | None = Field(None, description="standard error; unset where it is not known")
     spread: float | None = Field(None, description="KID: standard deviation over the subsets that torchmetrics drew")
+    limit: float | None = Field(None, description="FID: extrapolated to ever more pictures of the method, by a line in 1 / n")
     why: str = Field("", description="why there is no value")
 
 
@@ -209,6 +210,7 @@ class Results(_Record):
                 "value": number.value,
                 "error": number.error,
                 "spread": number.spread,
+                "limit": number.limit,
                 "why": number.why,
                 "shown": row.shown,
             }
@@ -231,6 +233,7 @@ _SCHEMA = pa.schema(
         ("value", pa.float64()),
         ("error", pa.float64()),
         ("spread", pa.float64()),
+        ("limit", pa.float64()),
         ("why", pa.string()),
         ("shown", pa.bool_()),
     ]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfcascade.evaluation.distances import fid, kid, kid_subset
-from selfcascade.evaluation.intervals import GramBlock, Interval, half_samples, standard_error, widen
+from selfcascade.evaluation.intervals import GramBlock, Interval, extrapolated, half_samples, standard_error, widen
 from selfcascade.evaluation.statistics import frechet, mmd2, polynomial_kernel, root_trace
 from selfcascade.settings import SettingsError
 
@@ -187,3 +187,22 @@ def studies(count: int, *, away: float, gain: float) -> list[Interval]:
 
 def covered(found: list[Interval], truth: float) -> float:
     return sum(interval.low <= truth <= interval.high for interval in found) / len(found)
+
+
+def test_the_extrapolated_distance_is_closer_to_the_truth():
+    """Gaussians of one distribution, whose distance is 0: the bias of 64 points against many is mostly gone, and what is fitted is a line in 1 / n."""
+    d, plain, limits = 16, [], []
+    for seed in range(12):
+        block = GramBlock.of(normal(64, d, seed), normal(3000, d, 1000 + seed))
+        plain.append(float(block.fid()))
+        limits.append(extrapolated(block, 64, 1, draws=10, seed=0))
+    mean_plain, mean_limit = sum(plain) / 12, sum(limits) / 12
+    assert mean_plain > 1
+    assert abs(mean_limit) < 0.3 * mean_plain
+
+
+def test_the_extrapolation_takes_prompts_whole_and_is_seeded():
+    x, y = normal(40, 6, 0, 0.5), normal(50, 6, 1)
+    block = GramBlock.of(x, y)
+    assert extrapolated(block, 20, 2, draws=5, seed=3) == extrapolated(block, 20, 2, draws=5, seed=3)
+    assert extrapolated(block, 20, 2, draws=5, seed=3) != extrapolated(block, 20, 2, draws=5, seed=4)
