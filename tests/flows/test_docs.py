@@ -1,6 +1,7 @@
 """Pages that are made by script are as the script makes them."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -65,3 +66,17 @@ def test_commands_of_the_pages_have_settings_that_a_run_takes():
             configuration.load(config, given["--set"])
             seen += 1
     assert seen >= 4
+
+
+def test_every_planted_defect_still_has_its_text_and_its_test():
+    """`make mutants` takes long; that a list no longer fits the code is told here."""
+    spec = importlib.util.spec_from_file_location("planted", ROOT / "tests/mutants.py")
+    planted = importlib.util.module_from_spec(spec)
+    sys.modules["planted"] = planted
+    spec.loader.exec_module(planted)
+    found = planted.mutants("")
+    assert len(found) > 200
+    for mutant in found:
+        assert (ROOT / "selfcascade" / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1, mutant.name
+        file, _, name = mutant.test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), mutant.name
