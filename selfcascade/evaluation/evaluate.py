@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from pydantic import Field
 
 from selfcascade.config import EvaluationSettings
@@ -15,7 +16,7 @@ from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
 from selfcascade.evaluation.pictures import read_sheet, sheet_png, sheet_rows
 from selfcascade.evaluation.protocol import Protocol
 from selfcascade.evaluation.report import Times, render_report
-from selfcascade.evaluation.results import Results
+from selfcascade.evaluation.results import Results, Spectrum
 from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_sets
 from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
 from selfcascade.generation.models import resolve_device
@@ -213,8 +214,17 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         sheet=sheet_rows(store, methods[0].ref, settings.sheet_prompts),
         lineage=lineage,
         curves=curves_of(store, lineage),
+        spectra=_spectra(plan.sets, tables, {row.label for row in rows if row.shown}),
         settings=settings.what(),
     )
+
+
+def _spectra(sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable], shown: set[str]) -> tuple[Spectrum, ...]:
+    """Means of the real pictures and of the shown methods that have their size; six digits, as a chart needs."""
+    chosen = [item for item in sets if item.method == "real" or item.label in shown]
+    found = [("real pictures" if item.method == "real" else item.label, tables[item.label].spectra) for item in chosen]
+    means = {label: spectra.mean(axis=0, dtype=np.float64) for label, spectra in found if spectra is not None}
+    return tuple(Spectrum(label=label, power=tuple(float(f"{value:.6g}") for value in mean)) for label, mean in means.items())
 
 
 def _table(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, index: int) -> FeatureTable:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from selfcascade.evaluation.loss_plot import loss_svg
 from selfcascade.evaluation.pictures import Pictures, data_uri
 from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
+from selfcascade.evaluation.spectrum_plot import spectrum_svg
 
 _JUDGED = tuple(metric for metric in METRICS if metric.judged)
 _LEADING = ("kid_r", "fid_r", "fid_b", "objects_b")
@@ -84,6 +85,7 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
             (line.prompt, [(row.label, data_uri(pictures[row.label][place]), row.width, row.height) for row in shown])
             for place, line in enumerate(results.sheet)
         ],
+        spectra=Markup(spectrum_svg(results.spectra)) if len(results.spectra) > 1 else "",
         curves=[(curve, Markup(loss_svg(curve))) for curve in results.curves if len(curve.steps) > 1],
         times=times,
         costs=_costs(results, times),

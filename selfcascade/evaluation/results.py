@@ -160,6 +160,13 @@ class Curve(_Record):
     losses: tuple[float, ...]
 
 
+class Spectrum(_Record):
+    """Mean power of a set's pictures in rings of spatial frequency, from 0 to half a cycle a pixel."""
+
+    label: str
+    power: tuple[float, ...]
+
+
 class SheetRow(_Record):
     """A prompt on the contact sheet."""
 
@@ -187,6 +194,7 @@ class Results(_Record):
     sheet: tuple[SheetRow, ...]
     lineage: tuple[Lineage, ...]
     curves: tuple[Curve, ...]
+    spectra: tuple[Spectrum, ...] = Field((), description="of the real pictures, then of each method of their size")
     settings: dict[str, object]
 
     def to_bytes(self) -> bytes:

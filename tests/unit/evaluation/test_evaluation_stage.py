@@ -69,7 +69,7 @@ def test_what_the_artifact_holds(scene):
     page = artifact.read("report.html").decode()
     protocol = json.loads(artifact.read("metrics.json"))["protocol"]
     captions = [part.split("</figcaption>")[0] for part in page.split("<figcaption>")[1:]]
-    assert len(captions) == 3
+    assert len(captions) == 4
     for words in (protocol["network"], protocol["weights_sha256"][:12], protocol["resize"], protocol["crop"].split(",")[0], "8 pictures of 8 prompts"):
         assert all(words in caption for caption in captions), words
     assert "&lt;b&gt;disc&lt;/b&gt; &amp; p000" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from selfcascade.evaluation.lineage import thinned
 from selfcascade.evaluation.loss_plot import log_ticks, loss_svg, running_mean, step_ticks
 from selfcascade.evaluation.report import render_report, short, shown_number
 from selfcascade.evaluation.results import METRICS, Curve, SheetRow
+from selfcascade.evaluation.spectrum_plot import spectrum_svg
 from selfcascade.storage import Artifact
 
 _NAMED = {metric.name: metric for metric in METRICS}
@@ -165,3 +167,17 @@ def test_the_page_opens_in_a_browser(hostile_page, scene, tmp_path: Path, scheme
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         chromium.close()
+
+
+def test_spectra_are_drawn_beside_the_real_ones(scene):
+    """A line for each shown method of the target's size, none of whose labels lie on another; a ratio of 1 lies on the axis."""
+    results = read_results(scene.store, scene.report)
+    assert [item.label for item in results.spectra] == ["real pictures", "lanczos", "direct eta 1", "tuning-free", "tuned"]
+    svg = spectrum_svg(results.spectra)
+    assert svg.count("<polyline") == 4
+    places = sorted(float(y) for y in re.findall(r'<text x="608" y="([0-9.-]+)"', svg))
+    assert len(places) == 4
+    assert min(after - before for before, after in pairwise(places)) >= 14.9
+    same = spectrum_svg([results.spectra[0], results.spectra[0].model_copy(update={"label": "itself"})])
+    axis = re.search(r'class="axis" x1="64" x2="600" y1="([0-9.]+)"', same)[1]
+    assert {point.partition(",")[2] for point in re.search(r'points="([^"]+)"', same)[1].split()} == {axis}
