@@ -109,3 +109,15 @@ def test_a_stage_alone_finds_what_the_run_made(selfcascade, stored, home):
     assert result.returncode == 0, result.stderr
     assert "samples/demo-tuned@" in result.stdout
     assert contents(stored) == before
+
+
+def test_a_report_is_held_against_another(selfcascade, first, stored, home):
+    """Equal numbers pass; a report of another protocol is published, and the run then ends in one line that says why the two cannot be compared."""
+    gate = {"evaluation__name": "nightly", "evaluation__gate__against": "reports/demo"}
+    passes = selfcascade("evaluate", *small(**gate), cwd=home)
+    assert passes.returncode == 0, passes.stderr
+    assert table(passes.stdout) == table(first)
+    refused = selfcascade("evaluate", *small(**gate | {"evaluation__name": "other", "evaluation__seed": 1}), cwd=home)
+    assert refused.returncode == 2
+    assert "evaluation.gate.against: demo was measured with another crop" in refused.stderr.splitlines()[-1]
+    assert resolve(stored, "reports/other").ref.name == "other"
