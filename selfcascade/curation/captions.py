@@ -154,7 +154,7 @@ def _within(tree: Tree, picture: File) -> Caption:
 
 
 def _rows_of_jsonl(tree: Tree, table: File) -> Iterator[tuple[str, Caption]]:
-    for number, line in enumerate(_read(tree, table).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(_lines(tree, table), start=1):
         if not line.strip():
             continue
         place = f"{table.name} line {number}"
@@ -224,11 +224,25 @@ def caption_of(text: Any, place: str) -> Caption:
         return Caption(problem=f"caption encoding: {place} is not UTF-8")
 
 
+def _lines(tree: Tree, file: File) -> Iterator[bytes]:
+    """The lines of a table, one in memory at a time, without a byte order mark."""
+    try:
+        with tree.local(file) as path, path.open("rb") as stream:
+            yield stream.readline().removeprefix(b"\xef\xbb\xbf")
+            yield from stream
+    except OSError as error:
+        raise _unreadable(tree, file, error) from None
+
+
 def _read(tree: Tree, file: File) -> bytes:
     try:
         return tree.read(file)
     except OSError as error:
-        raise SettingsError(f"caption file {tree.label}/{file.name} cannot be read ({error.strerror}); check its permissions") from None
+        raise _unreadable(tree, file, error) from None
+
+
+def _unreadable(tree: Tree, file: File, error: OSError) -> SettingsError:
+    return SettingsError(f"caption file {tree.label}/{file.name} cannot be read ({error.strerror}); check its permissions")
 
 
 def _relative(name: str) -> str:

@@ -62,7 +62,7 @@ class FolderTree:
 
     def local(self, file: File) -> AbstractContextManager[Path]:
         """The file itself."""
-        return nullcontext(self.path / file.name)
+        return nullcontext(self._regular(file.name))
 
     def _regular(self, name: str) -> Path:
         """The file's path, if reading it ends: a pipe or a device may never."""
