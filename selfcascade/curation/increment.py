@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from selfcascade.config import CurationSettings
 from selfcascade.curation import scores, shards
-from selfcascade.curation.index import read_table_of
+from selfcascade.curation.index import read_table_of, tars_of
 from selfcascade.curation.listing import Sorter
 from selfcascade.curation.record import Entry, Picture, Rejected
 from selfcascade.settings import SettingsError
@@ -42,7 +42,7 @@ class Before:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.units = sum(entry.key.endswith(".tar") for entry in artifact.manifest().objects)
+        self.units = len(tars_of(artifact))
 
     @classmethod
     def of(cls, settings: CurationSettings, store: Store) -> Before | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from selfcascade.curation import shards
 from selfcascade.curation.ahead import mapped
+from selfcascade.curation.index import tars_of
 from selfcascade.curation.splits import Split
 from selfcascade.storage import Artifact
 
@@ -39,7 +40,7 @@ def read_samples(artifact: Artifact, split: Split | None = None) -> Iterator[Sam
         NotFound: the artifact is not published.
         IntegrityError: an object does not match its manifest; names it.
     """
-    names = _names(artifact, ".tar")
+    names = tars_of(artifact)
     with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
         for name in names:
             path = Path(folder, name)
@@ -56,13 +57,13 @@ def read_table(artifact: Artifact) -> pa.Table:
         NotFound: the artifact is not published.
         IntegrityError: an object does not match its manifest; names it.
     """
-    tables = [shards.read_table_bytes(artifact.read(name)) for name in _names(artifact, ".parquet")]
+    tables = [shards.read_table_bytes(artifact.read(name)) for name in _tables(artifact)]
     return pa.concat_tables(tables) if tables else shards.SCHEMA.empty_table()
 
 
 def read_rows(artifact: Artifact) -> Iterator[tuple[int, pa.Table]]:
     """Number and table of each shard, with all columns that it has, those of scorers and sources too; one is in memory at a time. Raises as above."""
-    for name in _names(artifact, ".parquet"):
+    for name in _tables(artifact):
         yield int(name.removesuffix(".parquet")), pq.read_table(io.BytesIO(artifact.read(name)))
 
 
@@ -71,7 +72,5 @@ def _decoded(stored: shards.Stored) -> Sample:
     return Sample(fields["key"], stored.pixels(), fields["caption"], fields["split"])
 
 
-def _names(artifact: Artifact, extension: str) -> list[str]:
-    """Objects of the artifact by the number of their shard: names of more than five digits do not sort as text."""
-    names = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(extension)]
-    return sorted(names, key=lambda name: int(name.removesuffix(extension)))
+def _tables(artifact: Artifact) -> list[str]:
+    return [name.removesuffix(".tar") + ".parquet" for name in tars_of(artifact)]
