@@ -55,8 +55,13 @@ def read_index(artifact: Artifact, split: Split | None) -> list[Shard]:
 
 
 def tars_of(artifact: Artifact) -> list[str]:
-    """Tars of an artifact by their number: names of more than five digits do not sort as text."""
-    names = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(".tar")]
+    """Tars of an artifact by their number."""
+    return numbered(artifact, ".tar")
+
+
+def numbered(artifact: Artifact, extension: str) -> list[str]:
+    """Objects of one extension by their number: names of more than five digits do not sort as text."""
+    names = [entry.key for entry in artifact.manifest().objects if entry.key.endswith(extension)]
     return sorted(names, key=lambda name: (len(name), name))
 
 

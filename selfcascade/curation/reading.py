@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from selfcascade.curation import shards
 from selfcascade.curation.ahead import mapped
-from selfcascade.curation.index import tars_of
+from selfcascade.curation.index import numbered, tars_of
 from selfcascade.curation.splits import Split
 from selfcascade.storage import Artifact
 
@@ -57,20 +57,16 @@ def read_table(artifact: Artifact) -> pa.Table:
         NotFound: the artifact is not published.
         IntegrityError: an object does not match its manifest; names it.
     """
-    tables = [shards.read_table_bytes(artifact.read(name)) for name in _tables(artifact)]
+    tables = [shards.read_table_bytes(artifact.read(name)) for name in numbered(artifact, ".parquet")]
     return pa.concat_tables(tables) if tables else shards.SCHEMA.empty_table()
 
 
 def read_rows(artifact: Artifact) -> Iterator[tuple[int, pa.Table]]:
     """Number and table of each shard, with all columns that it has, those of scorers and sources too; one is in memory at a time. Raises as above."""
-    for name in _tables(artifact):
+    for name in numbered(artifact, ".parquet"):
         yield int(name.removesuffix(".parquet")), pq.read_table(io.BytesIO(artifact.read(name)))
 
 
 def _decoded(stored: shards.Stored) -> Sample:
     fields = stored.fields
     return Sample(fields["key"], stored.pixels(), fields["caption"], fields["split"])
-
-
-def _tables(artifact: Artifact) -> list[str]:
-    return [name.removesuffix(".tar") + ".parquet" for name in tars_of(artifact)]
