@@ -1,7 +1,9 @@
-"""The report as one HTML file that needs nothing else: no request, no script, light and dark, on a phone and in print."""
+"""The report as one HTML file that needs nothing else: no request, light and dark, on a phone and in print; its script only sorts and enlarges."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +54,8 @@ class _Cell:
     small: str = ""
     mark: str = ""
     title: str = ""
+    value: float | None = None
+    """What the cell is sorted by."""
 
 
 def render_report(results: Results, pictures: Pictures, times: Times | None = None) -> str:
@@ -63,7 +67,8 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         times: what the run took. Without it the page is a function of the results and pictures alone, byte for byte.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("selfcascade.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(_packaged("report.html.j2"))
+    script = _packaged("report.js")
     shown = results.shown()
     methods = [row for row in shown if row.method != "base"]
     direct = [row for row in results.rows if row.method == "direct"]
@@ -71,6 +76,8 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
     counts = f"{results.pictures} pictures of {results.prompts} prompts a method against {real}"
     return template.render(
         results=results,
+        script=Markup(script),
+        script_digest="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         metrics=METRICS,
         judged=_JUDGED,
         caption=results.protocol.caption(counts),
@@ -93,6 +100,10 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         short=short,
         few=results.pictures < 10 * results.protocol.num_features,
     )
+
+
+def _packaged(name: str) -> str:
+    return files("selfcascade.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 def heading(metric: Metric) -> str:
@@ -120,7 +131,8 @@ def _number_cell(metric: Metric, row: Row, rivals: list[Row]) -> _Cell:
         return _Cell(text="–", mark="blank", title=number.why)
     values = [rival.numbers[metric.name].value for rival in rivals]
     best = metric.judged and row in rivals and number.value == metric.best(value for value in values if value is not None) and len(rivals) > 1
-    return _Cell(text=shown_number(number.value, metric), small=_error(number, metric), mark="best" if best else "", title=_told(number, metric))
+    mark, told = "best" if best else "", _told(number, metric)
+    return _Cell(text=shown_number(number.value, metric), small=_error(number, metric), mark=mark, title=told, value=number.value)
 
 
 def _error(number: Number, metric: Metric) -> str:
@@ -143,11 +155,13 @@ def _difference_cell(difference: Difference | None, metric: Metric) -> _Cell:
     text = shown_number(difference.value, metric, signed=True)
     interval = difference.interval
     if interval is None:
-        return _Cell(text=text, small="no interval", title="too few or too many pictures for half-samples")
+        return _Cell(text=text, small="no interval", title="too few or too many pictures for half-samples", value=difference.value)
     way = "lower" if difference.value < 0 else "higher"
     mark = "" if not interval.excludes_zero else "better" if way == metric.better else "worse"
     title = f"clearly {way}: {mark}" if mark else "the interval holds 0: not clear"
-    return _Cell(text=text, small=f"{shown_number(interval.low, metric)} to {shown_number(interval.high, metric)}", mark=mark, title=title)
+    return _Cell(
+        text=text, small=f"{shown_number(interval.low, metric)} to {shown_number(interval.high, metric)}", mark=mark, title=title, value=difference.value
+    )
 
 
 def _reasons(rows: tuple[Row, ...]) -> list[tuple[str, list[str], str]]:
