@@ -39,7 +39,7 @@ if (sheet && dialog) {
   const rows = [...sheet.tBodies[0].rows];
   const labels = [...sheet.tHead.rows[0].cells].slice(1).map((cell) => cell.textContent);
   const panes = dialog.querySelector(".panes");
-  let [place, scale] = [0, 3];
+  let [place, scale, near] = [0, 3, false];
 
   const show = (wanted) => {
     place = (wanted + rows.length) % rows.length;
@@ -48,17 +48,23 @@ if (sheet && dialog) {
       const figure = document.createElement("figure");
       const pane = document.createElement("div");
       const caption = document.createElement("figcaption");
-      const copy = picture.cloneNode();
-      copy.style.transform = `scale(${scale})`;
+      const copy = new Image(picture.naturalWidth, picture.naturalHeight);
+      copy.src = picture.src;
+      copy.alt = picture.alt;
       caption.textContent = labels[column];
       pane.append(copy);
       figure.append(pane, caption);
       return figure;
     }));
+    magnify(1);
   };
   const magnify = (factor) => {
     scale = Math.min(16, Math.max(1, scale * factor));
-    for (const picture of panes.querySelectorAll("img")) picture.style.transform = `scale(${scale})`;
+    for (const picture of panes.querySelectorAll("img")) picture.style.transform = near ? `scale(${scale})` : "";
+  };
+  const point = (at) => {
+    near = at;
+    magnify(1);
   };
   const open = (picture) => {
     show(rows.indexOf(picture.closest("tr")));
@@ -80,10 +86,12 @@ if (sheet && dialog) {
   panes.addEventListener("pointermove", (event) => {
     const pane = event.target.closest(".panes figure > div");
     if (!pane) return;
+    if (!near) point(true);
     const box = pane.getBoundingClientRect();
     const origin = `${(100 * (event.clientX - box.left)) / box.width}% ${(100 * (event.clientY - box.top)) / box.height}%`;
     for (const picture of panes.querySelectorAll("img")) picture.style.transformOrigin = origin;
   });
+  panes.addEventListener("pointerleave", () => point(false));
   panes.addEventListener("wheel", (event) => {
     event.preventDefault();
     magnify(event.deltaY < 0 ? 1.25 : 0.8);

@@ -233,8 +233,12 @@ def test_a_picture_is_enlarged_beside_the_others_of_its_prompt(scene, chromium, 
     origins = dialog.locator("img").evaluate_all("images => images.map(image => image.style.transformOrigin)")
     assert len(set(origins)) == 1
     assert [float(part.rstrip("%")) for part in origins[0].split()] == pytest.approx([25, 75], abs=1)
+    scales = "images => images.map(image => image.style.transform)"
+    assert set(dialog.locator("img").evaluate_all(scales)) == {"scale(3)"}
     page.keyboard.press("+")
-    assert set(dialog.locator("img").evaluate_all("images => images.map(image => image.style.transform)")) == {"scale(3.75)"}
+    assert set(dialog.locator("img").evaluate_all(scales)) == {"scale(3.75)"}
+    page.mouse.move(1, 1)
+    assert set(dialog.locator("img").evaluate_all(scales)) == {""}
     page.keyboard.press("ArrowRight")
     assert dialog.locator("h3").inner_text() == results.sheet[2 % len(results.sheet)].prompt
     page.keyboard.press("Escape")
