@@ -19,12 +19,15 @@ from selfcascade.evaluation.report import Times, render_report
 from selfcascade.evaluation.results import Results, Spectrum
 from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_sets
 from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
+from selfcascade.evaluation.text_tables import latex_table, markdown_table
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, resolve
 
-METRICS_JSON, METRICS_PARQUET, SHEET, REPORT = "metrics.json", "metrics.parquet", "sheet.png", "report.html"
+METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT = (
+    "metrics.json", "metrics.parquet", "table.md", "table.tex", "sheet.png", "report.html",
+)  # fmt: skip
 
 
 class EvaluationPlan(Plan):
@@ -135,10 +138,12 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
         artifact.put(METRICS_JSON, _results(settings, store, plan).to_bytes())
     results = Results.model_validate_json(artifact.read(METRICS_JSON))
     artifact.put(METRICS_PARQUET, results.to_parquet())
+    artifact.put(TABLE_MARKDOWN, markdown_table(results).encode())
+    artifact.put(TABLE_LATEX, latex_table(results).encode())
     pictures = read_sheet(store, [item for item in plan.sets if item.method != "real"], results.sheet)
     artifact.put(SHEET, sheet_png(results, pictures))
     artifact.put(REPORT, render_report(results, pictures).encode())
-    return artifact.publish(counts=_counts(results), objects=[METRICS_JSON, METRICS_PARQUET, SHEET, REPORT])
+    return artifact.publish(counts=_counts(results), objects=[METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT])
 
 
 def read_results(store: Store, ref: ArtifactRef) -> Results:

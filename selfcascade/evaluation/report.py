@@ -70,23 +70,20 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
     template = environment.from_string(_packaged("report.html.j2"))
     script = _packaged("report.js")
     shown = results.shown()
-    methods = [row for row in shown if row.method != "base"]
     direct = [row for row in results.rows if row.method == "direct"]
-    real = f"{results.real_pictures} real ones (split {results.real_split} of {results.real})"
-    counts = f"{results.pictures} pictures of {results.prompts} prompts a method against {real}"
     return template.render(
         results=results,
         script=Markup(script),
         script_digest="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         metrics=METRICS,
         judged=_JUDGED,
-        caption=results.protocol.caption(counts),
-        rows=[(row, [_number_cell(metric, row, methods) for metric in METRICS]) for row in shown],
-        floor=results.floor and (results.floor, [_number_cell(metric, results.floor, []) for metric in METRICS]),
+        caption=results.caption(),
+        rows=[(row, [_number_cell(metric, row, results) for metric in METRICS]) for row in shown],
+        floor=results.floor and (results.floor, [_number_cell(metric, results.floor) for metric in METRICS]),
         reasons=_reasons(shown),
         findings=_findings(results),
         pairs=_pairs(results),
-        direct=[(row, [_number_cell(metric, row, []) for metric in METRICS]) for row in direct] if len(direct) > 1 else [],
+        direct=[(row, [_number_cell(metric, row) for metric in METRICS]) for row in direct] if len(direct) > 1 else [],
         sheet_labels=[row.label for row in shown],
         sheet=[
             (line.prompt, [(row.label, data_uri(pictures[row.label][place]), row.width, row.height) for row in shown])
@@ -125,13 +122,13 @@ def shown_number(value: float, metric: Metric, *, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _number_cell(metric: Metric, row: Row, rivals: list[Row]) -> _Cell:
+def _number_cell(metric: Metric, row: Row, results: Results | None = None) -> _Cell:
+    """A number of a row; it is marked if it is the best of ``results``."""
     number = row.numbers[metric.name]
     if number.value is None:
         return _Cell(text="–", mark="blank", title=number.why)
-    values = [rival.numbers[metric.name].value for rival in rivals]
-    best = metric.judged and row in rivals and number.value == metric.best(value for value in values if value is not None) and len(rivals) > 1
-    mark, told = "best" if best else "", _told(number, metric)
+    mark = "best" if results is not None and results.is_best(row, metric) else ""
+    told = _told(number, metric)
     return _Cell(text=shown_number(number.value, metric), small=_error(number, metric), mark=mark, title=told, value=number.value)
 
 

@@ -205,6 +205,19 @@ class Results(_Record):
         """The rows of the main table."""
         return tuple(row for row in self.rows if row.shown)
 
+    def is_best(self, row: Row, metric: Metric) -> bool:
+        """Whether no other shown method of the target size has a better value; never where there is nothing to compare."""
+        rivals = [other for other in self.shown() if other.method != "base"]
+        value = row.numbers[metric.name].value
+        if not metric.judged or value is None or row not in rivals or len(rivals) < 2:
+            return False
+        return value == metric.best(found for found in (rival.numbers[metric.name].value for rival in rivals) if found is not None)
+
+    def caption(self) -> str:
+        """What stands under every table: the protocol in a sentence, with the counts."""
+        real = f"{self.real_pictures} real ones (split {self.real_split} of {self.real})"
+        return self.protocol.caption(f"{self.pictures} pictures of {self.prompts} prompts a method against {real}")
+
     def to_parquet(self) -> bytes:
         """A row for each number of each set of pictures."""
         rows = [

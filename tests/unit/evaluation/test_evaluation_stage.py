@@ -59,7 +59,7 @@ def test_what_the_artifact_holds(scene):
     """metrics.json, a long table, a sheet that opens, a page that names the protocol under every table of numbers, counts that lead with KID."""
     artifact = Artifact(scene.store, scene.report)
     manifest = artifact.manifest()
-    assert [entry.key for entry in manifest.objects] == ["metrics.json", "metrics.parquet", "report.html", "sheet.png"]
+    assert [entry.key for entry in manifest.objects] == ["metrics.json", "metrics.parquet", "report.html", "sheet.png", "table.md", "table.tex"]
     assert manifest.counts["prompts"] == COUNT
     assert "KID_r x 1000, tuned" in manifest.counts
     assert set(manifest.inputs) == {"dataset", "features.weights", *(f"samples/{label}" for label in scene.samples)}
