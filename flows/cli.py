@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show settings, planned and finished work, bytes and time; write nothing.")]
 MaxHours = Annotated[float | None, typer.Option("--max-hours", min=0, help="Do not start work that is estimated to take longer.")]
 MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=0, help="Do not start work that is estimated to store more.")]
+Sets = Annotated[list[str] | None, typer.Argument(metavar="SET", help="Sets of pictures to compare; the first is the reference.")]
+Json = Annotated[bool, typer.Option("--json", help="With SETs: print one JSON object.")]
+Statistics = Annotated[Path | None, typer.Option("--statistics", metavar="FILE.npz", help="With SETs: write the statistics of the first there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of every step.")]
 
 INTERRUPTED = 130
@@ -65,7 +69,35 @@ _add_stage("curate", "Turn a pile of captioned pictures into a clean dataset.")
 _add_stage("pretrain", "Train a small base model on a dataset.")
 _add_stage("adapt", "Train a feature upsampler on a dataset and a frozen base.")
 _add_stage("generate", "Sample prompts by one method.")
-_add_stage("evaluate", "Measure samples against real pictures and write the report.")
+
+
+@app.command()
+def evaluate(
+    sets: Sets = None,
+    config: Config = "demo",
+    set_: Set = None,
+    as_json: Json = False,
+    statistics: Statistics = None,
+    dry_run: DryRun = False,
+    max_hours: MaxHours = None,
+    max_bytes: MaxBytes = None,
+    debug: Debug = False,
+) -> int:
+    """Measure samples against real pictures and write the report; or print how far SETs of pictures are from the first of them.
+
+    A SET is a folder of pictures, an .npz file with the statistics of a FID tool, or an artifact such as samples/demo-direct or datasets/demo.
+    """
+    from selfcascade_flows.configuration import load
+
+    if sets is None:
+        from selfcascade_flows.launch import launch
+
+        return launch("evaluate", load(config, set_), dry_run=dry_run, max_hours=max_hours, max_bytes=max_bytes, debug=debug)
+    from selfcascade_flows.sets import compare_sets
+
+    return compare_sets(load(config, set_), sets, as_json=as_json, statistics=statistics)
+
+
 _add_stage("run", "All stages: curate, adapt, generate by every method, evaluate.")
 
 

@@ -72,7 +72,7 @@ class Moments:
         root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
         roots = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp_min(0).sqrt().sum()
         gap = (self.mean - other.mean).square().sum()
-        return float(gap + self.covariance.trace() + other.covariance.trace() - 2 * roots)
+        return max(0.0, float(gap + self.covariance.trace() + other.covariance.trace() - 2 * roots))
 
     def to_npz(self) -> bytes:
         """``mu`` and ``sigma``, as pytorch-fid, clean-fid and EDM read them, with the count and what they were made with beside them."""

@@ -126,8 +126,8 @@ def extract(
     prompt_ids: list[str] = []
     thumbnails: list[NDArray[np.uint8]] = []
     spectra: list[NDArray[np.float32]] = []
-    whole = _Batches(network.embed, batch, device)
-    cropped = _Batches(network.embed, batch, device)
+    whole = Batches(network.embed, batch, device)
+    cropped = Batches(network.embed, batch, device)
     for rank, picture in enumerate(pictures):
         keys.append(picture.key)
         prompt_ids.append(picture.prompt_id)
@@ -155,7 +155,7 @@ def extract(
     )
 
 
-class _Batches:
+class Batches:
     """Gathers pictures to batches of one size, so that the number of forward passes does not depend on how pictures arrive."""
 
     def __init__(self, embed: Callable[[Tensor], Tensor], size: int, device: str) -> None:
@@ -164,11 +164,13 @@ class _Batches:
         self._done: list[Tensor] = []
 
     def add(self, pictures: Tensor) -> None:
+        """Take pictures, (N, 3, side, side); a pass is made as soon as there are enough."""
         self._waiting.extend(pictures.unbind())
         while len(self._waiting) >= self._size:
             self._pass(self._size)
 
     def result(self) -> NDArray[np.float32]:
+        """Features of all pictures in the order in which they came, (n, d)."""
         if self._waiting:
             self._pass(len(self._waiting))
         return torch.cat(self._done).numpy()

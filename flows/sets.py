@@ -1,0 +1,75 @@
+"""`selfcascade evaluate SET SET…`: pictures from anywhere, compared without a report."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from selfcascade.config import PipelineSettings
+from selfcascade.settings import SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from selfcascade.evaluation.comparison import Comparison
+
+WIDEST = 1000
+"""Columns of a table with long paths: a terminal wraps it, a file keeps it."""
+SHARES = ("precision", "recall", "density", "coverage")
+
+
+def compare_sets(settings: PipelineSettings, sets: list[str], *, as_json: bool, statistics: Path | None) -> int:
+    """Print the numbers of every set against the first, and write the first one's statistics where asked to.
+
+    Raises:
+        SettingsError: fewer than two sets and nothing to write, or a set that cannot be read.
+    """
+    from selfcascade.evaluation.comparison import compare
+    from selfcascade.storage import Store
+
+    if len(sets) < 2 and statistics is None:
+        raise SettingsError(f"{sets[0]} alone cannot be compared; give a second set, or --statistics to write its statistics")
+    if statistics is not None and statistics.suffix != ".npz":
+        raise SettingsError(f"--statistics {statistics}: the name must end in .npz")
+    with ExitStack() as end:
+        found = compare(settings.evaluation, sets, lambda: end.enter_context(Store.open(settings.store, read_only=True)), device=settings.execution.device)
+    if statistics is not None:
+        statistics.parent.mkdir(parents=True, exist_ok=True)
+        statistics.write_bytes(found.statistics)
+    if as_json:
+        kept = {name: value for name, value in asdict(found).items() if name != "statistics"}
+        typer.echo(json.dumps(kept, indent=2))
+        return 0
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if found.rows:
+        Console(width=WIDEST, highlight=False).print(table(found))
+    console.print(f"{found.made_with['network']}, weights {found.made_with['weights'][:12]}, resize: {found.made_with['resize']}")
+    for note in found.notes:
+        console.print(note)
+    if statistics is not None:
+        console.print(f"statistics of {found.reference}: {statistics}")
+    return 0
+
+
+def table(found: Comparison) -> Table:
+    """A row for each set that is compared with the reference."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    count = "" if found.reference_count is None else f", {found.reference_count:,} pictures"
+    made = Table(title=escape(f"against {found.reference}{count}"), box=None, padding=(0, 2, 0, 0), title_justify="left")
+    made.add_column("set", no_wrap=True, min_width=max(len(row.name) for row in found.rows))
+    for heading in ("pictures", "KID x 1000", "FID", *SHARES):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for row in found.rows:
+        kernel = "-" if row.kid is None else f"{1000 * row.kid:.2f} ± {1000 * (row.kid_spread or 0):.2f}"
+        shares = ["-" if (value := getattr(row, name)) is None else f"{value:.3f}" for name in SHARES]
+        made.add_row(escape(row.name), "?" if row.count is None else f"{row.count:,}", kernel, f"{row.fid:.3f}", *shares)
+    return made

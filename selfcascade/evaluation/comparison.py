@@ -1,0 +1,103 @@
+"""Any pictures against any others, without prompts, methods or a report: the numbers that need nothing but two sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from selfcascade.config import EvaluationSettings
+from selfcascade.evaluation.distances import kid
+from selfcascade.evaluation.features import load_features, weights_path, weights_sha256
+from selfcascade.evaluation.manifold import manifold
+from selfcascade.evaluation.sides import Side, how_made, read_side
+from selfcascade.generation.models import resolve_device
+from selfcascade.generation.threads import torch_threads
+from selfcascade.settings import SettingsError
+from selfcascade.storage import Store
+
+PICTURES_PER_FEATURE = 10
+"""Below as many pictures a feature FID is biased too much to be compared with another count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One set against the reference; None where a number is not defined, because a side has statistics alone or too few pictures."""
+
+    name: str
+    count: int | None
+    fid: float
+    kid: float | None = None
+    kid_spread: float | None = None
+    """Standard deviation over the subsets."""
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Every set against the first."""
+
+    reference: str
+    reference_count: int | None
+    made_with: dict[str, str]
+    rows: tuple[Compared, ...]
+    notes: tuple[str, ...]
+    """What a reader must know: duplicates, too few pictures, statistics that do not say how they were made."""
+    statistics: bytes
+    """Of the reference, as an ``.npz`` file."""
+
+
+def compare(settings: EvaluationSettings, names: Sequence[str], store: Callable[[], Store], *, device: str = "auto") -> Comparison:
+    """FID, KID, precision, recall, density and coverage of sets of pictures against the first.
+
+    Args:
+        settings: the network, the subsets of KID, the seed.
+        names: the reference, then what is compared with it: folders, ``.npz`` files, artifacts.
+        store: opens the store; called only if an artifact is named.
+        device: torch device of the network.
+
+    Raises:
+        SettingsError: nothing to compare with, a set that cannot be read, fewer than two pictures, or statistics of another network or rule.
+    """
+    sha256 = weights_sha256(weights_path(settings.features))
+    with torch_threads(settings.features.threads):
+        chosen = str(resolve_device(device))
+        network = load_features(settings.features).to(chosen)
+        made_with = how_made(network, sha256)
+        sides = [read_side(name, settings, network, made_with, store, device=chosen) for name in names]
+        for side in sides:
+            if side.moments.count is not None and side.moments.count < 2:
+                raise SettingsError(f"{side.name} holds 1 picture; at least 2 are needed to compare distributions")
+        reference, *others = sides
+        rows = tuple(_row(settings, reference, side) for side in others)
+    return Comparison(
+        reference=reference.name,
+        reference_count=reference.moments.count,
+        made_with=made_with,
+        rows=rows,
+        notes=tuple(dict.fromkeys(note for side in sides for note in _notes(side))),
+        statistics=reference.moments.to_npz(),
+    )
+
+
+def _row(settings: EvaluationSettings, reference: Side, side: Side) -> Compared:
+    distance = reference.moments.frechet(side.moments)
+    if reference.features is None or side.features is None:
+        return Compared(side.name, side.moments.count, distance)
+    kernel = kid(reference.features, side.features, subset=settings.kid_subset, subsets=settings.kid_subsets, seed=settings.seed)
+    found = manifold(reference.features, side.features)
+    shares = {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")} if found is not None else {}
+    return Compared(side.name, side.moments.count, distance, kernel.mean, kernel.spread, **shares)
+
+
+def _notes(side: Side) -> list[str]:
+    notes, width = [], len(side.moments.mean)
+    if side.duplicates:
+        notes.append(f"{side.name}: {side.duplicates} of {side.moments.count} pictures equal an earlier one")
+    if side.moments.count is None or not side.moments.made_with:
+        notes.append(f"{side.name}: the file does not say which network and resize rule it was made with; FID means something only if they are the same")
+    if side.moments.count is not None and side.moments.count < PICTURES_PER_FEATURE * width:
+        notes.append(f"{side.name}: {side.moments.count} pictures are few for {width} features; FID is biased upwards, read KID")
+    return notes
