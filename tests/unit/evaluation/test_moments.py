@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from functools import reduce
 from operator import add
@@ -98,6 +99,25 @@ def test_what_is_no_statistics_is_refused(tmp_path: Path, data, said):
         Moments.from_npz(path)
     assert "bad.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class _Runs:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_pickle_of_a_file_is_run(tmp_path: Path):
+    bad = np.empty(1, dtype=object)
+    bad[0] = _Runs(tmp_path / "ran")
+    (tmp_path / "bad.npz").write_bytes(_npz(mu=bad, sigma=np.eye(1)))
+    with pytest.raises(SettingsError):
+        Moments.from_npz(tmp_path / "bad.npz")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
