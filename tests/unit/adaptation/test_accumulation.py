@@ -42,7 +42,7 @@ def test_parts_make_the_step_of_the_whole_batch(latents: LatentCache, settings: 
     for trainer in (*cut, uneven):
         found, parts = gradient(trainer)
         torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
-        torch.testing.assert_close(parts, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()) + 1e-9)
+        torch.testing.assert_close(parts, expected, rtol=1e-3, atol=4e-6 * float(expected.abs().max()) + 1e-9)
         assert torch.equal(trainer.generator.get_state(), whole.generator.get_state())
 
 
