@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from selfcascade.config import EvaluationSettings
-from selfcascade.evaluation.distances import kid
+from selfcascade.evaluation.distances import kid, too_few
 from selfcascade.evaluation.features import load_features, weights_path, weights_sha256
 from selfcascade.evaluation.manifold import manifold
 from selfcascade.evaluation.sides import Side, how_made, read_side
@@ -14,9 +14,6 @@ from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
-
-PICTURES_PER_FEATURE = 10
-"""Below as many pictures a feature FID is biased too much to be compared with another count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def _row(settings: EvaluationSettings, reference: Side, side: Side) -> Compared:
         return Compared(side.name, side.moments.count, distance)
     kernel = kid(reference.features, side.features, subset=settings.kid_subset, subsets=settings.kid_subsets, seed=settings.seed)
     found = manifold(reference.features, side.features)
-    shares = {name: getattr(found, name) for name in ("precision", "recall", "density", "coverage")} if found is not None else {}
+    shares = {} if found is None else asdict(found)
     return Compared(side.name, side.moments.count, distance, kernel.mean, kernel.spread, **shares)
 
 
@@ -98,6 +95,6 @@ def _notes(side: Side) -> list[str]:
         notes.append(f"{side.name}: {side.duplicates} of {side.moments.count} pictures equal an earlier one")
     if side.moments.count is None or not side.moments.made_with:
         notes.append(f"{side.name}: the file does not say which network and resize rule it was made with; FID means something only if they are the same")
-    if side.moments.count is not None and side.moments.count < PICTURES_PER_FEATURE * width:
+    if side.moments.count is not None and too_few(side.moments.count, width):
         notes.append(f"{side.name}: {side.moments.count} pictures are few for {width} features; FID is biased upwards, read KID")
     return notes

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from selfcascade.settings import SettingsError, digest_of
 
+PICTURES_PER_FEATURE = 10
+"""Below as many pictures a feature FID is biased too much to be compared with another count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kid:
@@ -78,6 +81,11 @@ def kid(real: Tensor, generated: Tensor, *, subset: int, subsets: int, seed: int
         torch.manual_seed(int(digest_of(["kid", seed])[:15], 16))
         mean, spread = metric.compute()
     return Kid(mean=float(mean), spread=float(spread), subset=size)
+
+
+def too_few(count: int, num_features: int) -> bool:
+    """Whether FID of ``count`` pictures means something only beside FID of as many."""
+    return count < PICTURES_PER_FEATURE * num_features
 
 
 def kid_subset(subset: int, *counts: int) -> int:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from selfcascade.evaluation.distances import too_few
 from selfcascade.evaluation.loss_plot import loss_svg
 from selfcascade.evaluation.pictures import Pictures, data_uri
 from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
@@ -95,7 +96,7 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         costs=_costs(results, times),
         settings=json.dumps(results.settings, indent=2, sort_keys=True, ensure_ascii=False),
         short=short,
-        few=results.pictures < 10 * results.protocol.num_features,
+        few=too_few(results.pictures, results.protocol.num_features),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from selfcascade.curation.ahead import mapped
 from selfcascade.curation.decoding import format_of_name, open_picture
 from selfcascade.curation.reading import read_samples
 from selfcascade.curation.record import Rejected
-from selfcascade.evaluation.features import FeatureNetwork
+from selfcascade.evaluation.features import FeatureNetwork, as_batch
 from selfcascade.evaluation.moments import Moments
 from selfcascade.evaluation.resize import RULE
 from selfcascade.evaluation.tables import Batches
@@ -68,8 +69,8 @@ def read_side(text: str, settings: EvaluationSettings, network: FeatureNetwork, 
     count = 0
     for image in pictures:
         count += 1
-        seen.add(hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest())
-        batches.add(network.resized(torch.from_numpy(image.copy()).permute(2, 0, 1)[None]))
+        seen.add(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest())
+        batches.add(network.resized(as_batch([image])))
     if not count:
         raise SettingsError(f"{text} holds no picture; there is nothing to compare")
     features = torch.from_numpy(batches.result())
@@ -102,6 +103,5 @@ def _artifact(text: str, settings: EvaluationSettings, store: Callable[[], Store
     if artifact.ref.kind == "samples":
         return (sample.image for sample in read_generated(artifact))
     if artifact.ref.kind == "datasets":
-        found = (sample.image for sample in read_samples(artifact, settings.real_split))
-        return found if settings.real_count is None else (image for image, _ in zip(found, range(settings.real_count), strict=False))
+        return (sample.image for sample in islice(read_samples(artifact, settings.real_split), settings.real_count))
     raise SettingsError(f"{text} is an artifact of kind {artifact.ref.kind}; only samples and datasets have pictures")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from selfcascade.evaluation.report import shown_number
+from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import METRICS, Metric, Results, Row
 
 _LATEX = {
@@ -72,8 +72,7 @@ def _rows(results: Results) -> list[Row]:
 
 def _heading(metric: Metric, escaped: Callable[[str], str], arrows: dict[str, str] | None = None) -> str:
     arrow = _ARROWS[metric.better]
-    scale = f" × {metric.scale:,}" if metric.scale != 1 else ""
-    return f"{escaped(metric.heading + scale)} {arrows[arrow] if arrows else arrow}".rstrip()
+    return f"{escaped(heading(metric))} {arrows[arrow] if arrows else arrow}".rstrip()
 
 
 def _shown(row: Row, metric: Metric, between: str) -> str:
