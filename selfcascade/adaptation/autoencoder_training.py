@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,7 +14,10 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfcascade.adaptation.recorded_step import RecordedStep, step_optimizers
 from selfcascade.config import AutoencoderSettings
+
+Kind = Literal["crops", "whole", "equivariant"]
 
 
 def generator_of(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
@@ -61,8 +66,12 @@ class AutoencoderTraining:
         self.settings, self.seed, self.dtype, self.device = settings, seed, dtype, torch.device(device)
         self.pictures = torch.from_numpy(pictures).to(self.device)
         self.native = pictures.shape[1] // 2
+        self.factor = 2 ** (len(settings.channels) - 1)
         self.model = build_autoencoder(settings, side=self.native, seed=seed).to(self.device).train()
-        self.optimizers = (torch.optim.AdamW(self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True),)
+        self.optimizers = (
+            torch.optim.AdamW(self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True, capturable=self.device.type == "cuda"),
+        )
+        self.recorded = {kind: RecordedStep(partial(self.learn, kind), self.device) for kind in get_args(Kind)}
         self.step = 0
 
     def advance(self) -> Tensor:
@@ -72,47 +81,70 @@ class AutoencoderTraining:
         refining = self.step >= settings.steps
         equivariance, kl = (0.0, 0.1 * settings.kl) if refining else (settings.equivariance, settings.kl)
         equivariant, whole = (torch.rand(2, generator=generator) < torch.tensor([equivariance, 0.25])).tolist()
-        pixels = self._crops(generator, whole=whole or equivariant)
+        kind = "equivariant" if equivariant else "whole" if whole else "crops"
+        side = settings.crop if kind == "crops" else self.native
+        count = max(1, settings.batch * settings.crop**2 // side**2)
+        chosen = torch.randint(len(self.pictures), (count,), generator=generator)
+        place = torch.rand((2, count), generator=generator)
+        span = side * torch.tensor([1 if kind == "crops" and number % 2 == 0 else 2 for number in range(count)])
+        latent = (count, settings.latent_channels, side // self.factor, side // self.factor)
+        reached = self.recorded[kind](
+            chosen=chosen,
+            corners=(place * ((self.pictures.shape[1] - span) // 2 + 1)).long() * 2,
+            noise=torch.randn(latent, generator=generator_of(self.seed, "posterior", self.step, device=self.device), device=self.device),
+            kl=torch.tensor(kl),
+            factor=torch.tensor(self._factor(), dtype=torch.float64),
+        )
+        self.step += 1
+        return reached
+
+    def learn(self, kind: Kind, *, chosen: Tensor, corners: Tensor, noise: Tensor, kl: Tensor, factor: Tensor) -> Tensor:
+        """What a step computes, given its draws on the device that trains.
+
+        Args:
+            kind: crops, whole halves of pictures, or whole halves whose latent is halved.
+            chosen: int64 (B,), pictures of the batch.
+            corners: int64 (2, B), even: top and left of each crop in pixels.
+            noise: float32 (B, C, h, w), of the posterior.
+            kl: scalar, weight of the KL divergence.
+            factor: scalar, of the learning rate.
+        """
+        pixels = self._crops(chosen, corners, whole=kind != "crops")
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             posterior = self.model.encode(pixels).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator_of(self.seed, "posterior", self.step, device=self.device), device=self.device)
             latent = posterior.mean + posterior.std * noise
-            if equivariant:
+            if kind == "equivariant":
                 latent, pixels = F.avg_pool2d(latent, 2), F.avg_pool2d(pixels, 2)
             decoded = self.model.decode(latent).sample
-        loss = reconstruction_loss(decoded.float(), pixels, gradient_l1=settings.gradient_l1)
+        loss = reconstruction_loss(decoded.float(), pixels, gradient_l1=self.settings.gradient_l1)
         loss = loss + kl * posterior.kl().float().sum() / posterior.mean.numel()
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        set_rate(self.optimizers[0], self._learning_rate())
-        self.optimizers[0].step()
-        self.step += 1
+        step_optimizers(self.optimizers, self.settings.lr, factor)
         reached: Tensor = loss.detach()
         return reached
 
-    def _learning_rate(self) -> float:
+    def _factor(self) -> float:
+        """Of the learning rate, at the step."""
         settings = self.settings
         if self.step < settings.steps:
-            return settings.lr * cosine(self.step, settings.steps, warmup=100)
-        return 0.6 * settings.lr * cosine(self.step - settings.steps, settings.refine_steps, warmup=100)
+            return cosine(self.step, settings.steps, warmup=100)
+        return 0.6 * cosine(self.step - settings.steps, settings.refine_steps, warmup=100)
 
-    def _crops(self, generator: torch.Generator, *, whole: bool) -> Tensor:
+    def _crops(self, chosen: Tensor, corners: Tensor, *, whole: bool) -> Tensor:
         """Float (B, 3, side, side) in [-1, 1]: crops of the pictures as they are and of their halves in turn, or whole halves."""
-        side = self.native if whole else self.settings.crop
-        count = max(1, self.settings.batch * self.settings.crop**2 // side**2)
-        chosen = torch.randint(len(self.pictures), (count,), generator=generator)
-        place = torch.rand((2, count), generator=generator)
-        halved = torch.ones(count, dtype=torch.bool) if whole else torch.arange(count) % 2 == 1
-        crops = [self._cut(chosen[here], place[:, here], side=side, factor=factor) for factor, here in ((1, ~halved), (2, halved)) if here.any()]
-        return torch.cat(crops) / 127.5 - 1
+        if whole:
+            crops = self._cut(chosen, corners, side=self.native, factor=2)
+        else:
+            cuts = [self._cut(chosen[first::2], corners[:, first::2], side=self.settings.crop, factor=first + 1) for first in (0, 1) if len(chosen) > first]
+            crops = torch.cat(cuts)
+        return crops / 127.5 - 1
 
-    def _cut(self, chosen: Tensor, place: Tensor, *, side: int, factor: int) -> Tensor:
-        """Float (B, 3, side, side) in [0, 255]: squares of ``factor * side`` pixels, averaged over ``factor``, with even corners at shares ``place`` (2, B)."""
-        span = side * factor
-        corners = (place * ((self.pictures.shape[1] - span) // 2 + 1)).long() * 2
-        rows, columns = (corners[..., None] + torch.arange(span)).to(self.device, non_blocking=True)
-        picked = self.pictures[chosen.to(self.device, non_blocking=True)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    def _cut(self, chosen: Tensor, corners: Tensor, *, side: int, factor: int) -> Tensor:
+        """Float (B, 3, side, side) in [0, 255]: squares of ``factor * side`` pixels at ``corners``, averaged over ``factor``."""
+        rows, columns = corners[..., None] + torch.arange(side * factor, device=self.device)
+        picked = self.pictures[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
         return F.avg_pool2d(picked.permute(0, 3, 1, 2).float(), factor)
 
 
@@ -130,12 +162,6 @@ def cosine(step: int, steps: int, *, warmup: int, hold: float = 0.0) -> float:
     flat = max(warmup, hold * steps)
     progress = min(1.0, max(0.0, step - flat) / (steps - flat)) if steps > flat else 0.0
     return 0.5 * (1 + float(np.cos(np.pi * progress)))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of ``optimizer`` the learning rate ``lr``: it follows from the step alone, so there is no scheduler whose state could be lost."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def halves(pictures: NDArray[np.uint8], *, batch: int = 64) -> Iterator[Tensor]:

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from selfcascade.adaptation.autoencoder_training import cosine, generator_of, set_rate
+from selfcascade.adaptation.autoencoder_training import cosine, generator_of
 from selfcascade.adaptation.loss import min_snr_weights, stratified_timesteps
+from selfcascade.adaptation.recorded_step import RecordedStep, follow, step_optimizers
 from selfcascade.config import DenoiserSettings
 
 SPECIAL = ("<start>", "<end>", "<pad>", "<unknown>")
@@ -138,9 +139,10 @@ class DenoiserTraining:
         rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
         self.optimizers = (
             torch.optim.Muon(list(self.matrices), lr=settings.lr, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True),
+            torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True, capturable=self.device.type == "cuda"),
         )
         self.alphas = build_scheduler().alphas_cumprod.to(self.device)
+        self.recorded = RecordedStep(self.learn, self.device)
         self.step = 0
 
     def advance(self) -> Tensor:
@@ -150,11 +152,30 @@ class DenoiserTraining:
         generator = generator_of(self.seed, "denoiser", self.step)
         chosen = self._batch()
         count = len(chosen)
-        dropped = torch.rand(count, generator=generator) < self.settings.caption_dropout
-        timesteps = stratified_timesteps(count, below=len(self.alphas), generator=generator)
-        chosen, dropped, timesteps = (drawn.to(self.device, non_blocking=True) for drawn in (chosen, dropped, timesteps))
+        shape = (count, *self.latents.shape[1:])
+        reached = self.recorded(
+            chosen=chosen,
+            dropped=torch.rand(count, generator=generator) < self.settings.caption_dropout,
+            timesteps=stratified_timesteps(count, below=len(self.alphas), generator=generator),
+            noise=torch.randn(shape, generator=generator_of(self.seed, "noise", self.step, device=self.device), device=self.device),
+            factor=torch.tensor(cosine(self.step, self.settings.steps, warmup=150, hold=self.settings.hold), dtype=torch.float64),
+            decay=torch.tensor(min(self.settings.ema, (2 + self.step) / (11 + self.step)), dtype=torch.float64),
+        )
+        self.step += 1
+        return reached
+
+    def learn(self, *, chosen: Tensor, dropped: Tensor, timesteps: Tensor, noise: Tensor, factor: Tensor, decay: Tensor) -> Tensor:
+        """What a step computes, given its draws on the device that trains.
+
+        Args:
+            chosen: int64 (B,), samples of the batch.
+            dropped: bool (B,), which of them lose their caption.
+            timesteps: int64 (B,).
+            noise: float32 (B, C, h, w).
+            factor: scalar, of the learning rate.
+            decay: scalar, of the moving average.
+        """
         clean, tokens = self.latents[chosen], torch.where(dropped[:, None], self.empty, self.tokens[chosen])
-        noise = torch.randn(clean.shape, generator=generator_of(self.seed, "noise", self.step, device=self.device), device=self.device)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -168,11 +189,8 @@ class DenoiserTraining:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for matrix, parameter in self.matrices.items():
             matrix.grad = parameter.grad.reshape(matrix.shape) if parameter.grad is not None else None
-        for optimizer in self.optimizers:
-            set_rate(optimizer, self.settings.lr * cosine(self.step, self.settings.steps, warmup=150, hold=self.settings.hold))
-            optimizer.step()  # type: ignore[no-untyped-call]
-        self.step += 1
-        self._follow()
+        step_optimizers(self.optimizers, self.settings.lr, factor)
+        follow(self.average, self.parameters, decay)
         reached: Tensor = errors.detach().mean()
         return reached
 
@@ -189,11 +207,6 @@ class DenoiserTraining:
         if self.settings.snr_gamma is None:
             return torch.ones(len(timesteps), device=self.device)
         return min_snr_weights(timesteps, self.alphas, gamma=self.settings.snr_gamma)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
     @torch.no_grad()
     def averaged(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
