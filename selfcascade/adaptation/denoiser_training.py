@@ -132,7 +132,7 @@ class DenoiserTraining:
         self.tokens, self.empty = tokens.to(self.device), empty.to(self.device)
         self.unet = build_unet(settings, latent_channels=latents.shape[1], latent_side=latents.shape[-1], seed=seed).to(self.device).train()
         self.text_encoder = build_text_encoder(settings, vocabulary=vocabulary, seed=seed).to(self.device).train()
-        self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        self.parameters: list[Tensor] = [*self.unet.parameters(), *self.text_encoder.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.matrices = matrices_of(self.unet)
         taken = set(map(id, self.matrices.values()))

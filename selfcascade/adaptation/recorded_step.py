@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 EAGER = 3
 """Steps taken as they are before one is recorded: libraries choose their kernels in them, and optimizers make their state."""
@@ -56,7 +56,7 @@ class RecordedStep:
 
     def _eager(self, inputs: dict[str, Tensor]) -> Tensor:
         # On a stream of its own, as recording will be: gradients remember the stream that they were first added up on.
-        here, aside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        here, aside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             result = self.step(**self._moved(inputs))
@@ -76,7 +76,7 @@ def step_optimizers(optimizers: Sequence[torch.optim.Optimizer], lr: float, fact
     if factor.device.type == "cpu":
         set_rate(optimizers, lr * factor.item())
         for optimizer in optimizers:
-            optimizer.step()  # type: ignore[no-untyped-call]
+            optimizer.step()
     else:
         shortened_step(optimizers, lr, factor)
 
@@ -88,7 +88,7 @@ def shortened_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, facto
     parameters = [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
     before = torch._foreach_mul(parameters, 1.0)
     for optimizer in optimizers:
-        optimizer.step()  # type: ignore[no-untyped-call]
+        optimizer.step()
     torch._foreach_sub_(parameters, before)
     torch._foreach_mul_(parameters, factor)
     torch._foreach_add_(parameters, before)
@@ -102,7 +102,7 @@ def set_rate(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
 
 
 @torch.no_grad()
-def follow(average: list[Tensor], parameters: list[nn.Parameter], decay: Tensor) -> None:
+def follow(average: list[Tensor], parameters: list[Tensor], decay: Tensor) -> None:
     """Move the average towards the weights, in place: ``decay * average + (1 - decay) * weights``, with ``decay`` a scalar tensor on their device."""
     if decay.device.type == "cpu":
         torch._foreach_lerp_(average, parameters, 1 - decay.item())
