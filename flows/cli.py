@@ -92,10 +92,22 @@ def evaluate(
     if sets is None:
         from selfcascade_flows.launch import launch
 
+        _refuse({"--json": as_json, "--statistics": statistics is not None}, "goes with SETs of pictures; give at least one, or leave it out")
         return launch("evaluate", load(config, set_), dry_run=dry_run, max_hours=max_hours, max_bytes=max_bytes, debug=debug)
     from selfcascade_flows.sets import compare_sets
 
+    budgets = {"--dry-run": dry_run, "--max-hours": max_hours is not None, "--max-bytes": max_bytes is not None}
+    _refuse(budgets, "goes with a report; SETs are compared at once and nothing is stored; leave it out")
     return compare_sets(load(config, set_), sets, as_json=as_json, statistics=statistics)
+
+
+def _refuse(given: dict[str, bool], why: str) -> None:
+    """An option that would do nothing is a mistake of the user's."""
+    from selfcascade.settings import SettingsError
+
+    for option, is_given in given.items():
+        if is_given:
+            raise SettingsError(f"{option} {why}")
 
 
 _add_stage("run", "All stages: curate, adapt, generate by every method, evaluate.")

@@ -133,3 +133,14 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     for wrong, said in (([sets[0]], "alone cannot be compared"), ([*sets, "--statistics", "a.json"], "must end in .npz"), (["nowhere", sets[0]], "no folder")):
         assert main(["evaluate", *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["SET", "--dry-run"], ["SET", "--max-hours", "0"], ["SET", "--max-bytes", "0"], ["--json"], ["--statistics", "a.npz"]])
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "SET", 7, seed=1)
+    assert main(["evaluate", *given]) == 2
+    said = capsys.readouterr().err
+    assert next(word for word in given if word.startswith("--")) in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["SET"]
