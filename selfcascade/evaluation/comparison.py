@@ -58,7 +58,7 @@ def compare(settings: EvaluationSettings, names: Sequence[str], store: Callable[
     Raises:
         SettingsError: nothing to compare with, a set that cannot be read, fewer than two pictures, or statistics of another network or rule.
     """
-    sha256 = weights_sha256(weights_path(settings.features))
+    sha256 = weights_sha256(settings.features, weights_path(settings.features))
     with torch_threads(settings.features.threads):
         chosen = str(resolve_device(device))
         network = load_features(settings.features).to(chosen)

@@ -64,7 +64,7 @@ def plan_evaluation(
     reference = _resolved(store, dataset, "datasets")
     refs = {label: _resolved(store, value, "samples") for label, value in sorted(samples.items())}
     weights = weights_path(settings.features)
-    sha256 = weights_sha256(weights)
+    sha256 = weights_sha256(settings.features, weights)
     artifact = _artifact(settings, store, reference, refs, sha256)
     if artifact.published():
         return EvaluationPlan(
@@ -240,7 +240,7 @@ def _table(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, ind
             return table
     chosen = plan.sets[index]
     crops = CropPlan(plan.target, settings.crop, settings.crops_per_image, settings.seed) if _has_crops(plan, chosen) else None
-    if weights_sha256(weights_path(settings.features)) != plan.weights:
+    if weights_sha256(settings.features, weights_path(settings.features)) != plan.weights:
         raise SettingsError(f"the weights of {settings.features.network} are not those that {plan.ref} was planned with; give every worker the same file")
     with torch_threads(settings.features.threads):
         network = load_features(settings.features).to(plan.device)

@@ -11,7 +11,7 @@ from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation import layout, manifold, objects, spectrum
 from selfcascade.evaluation.crops import crop_rule
 from selfcascade.evaluation.distances import kid_subset
-from selfcascade.evaluation.features import NetworkKind
+from selfcascade.evaluation.networks.network import NetworkKind
 from selfcascade.evaluation.resize import RULE as RESIZE_RULE
 from selfcascade.settings import SettingsError, digest_of
 

@@ -18,8 +18,9 @@ from selfcascade.curation.ahead import mapped
 from selfcascade.curation.decoding import format_of_name, open_picture
 from selfcascade.curation.reading import read_samples
 from selfcascade.curation.record import Rejected
-from selfcascade.evaluation.features import FeatureNetwork, as_batch
+from selfcascade.evaluation.features import as_batch
 from selfcascade.evaluation.moments import Moments
+from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.resize import RULE
 from selfcascade.evaluation.tables import Batches
 from selfcascade.generation.samples import read_generated

@@ -16,8 +16,9 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from selfcascade.evaluation.crops import crop_corners, cut
-from selfcascade.evaluation.features import FeatureNetwork, as_batch
+from selfcascade.evaluation.features import as_batch
 from selfcascade.evaluation.layout import shrink
+from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.objects import count_objects
 from selfcascade.evaluation.resize import resize
 from selfcascade.evaluation.spectrum import spectrum

@@ -11,6 +11,7 @@ import pytest
 import torch
 from discs import publish_dataset, publish_methods
 from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from selfcascade.config import EvaluationSettings, FeatureSettings, StoreSettings
 from selfcascade.evaluation.evaluate import evaluate
@@ -55,6 +56,37 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         torch.jit.script(_Script()).save(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP as the hub has it, of its own topology but narrow, with weights of chance and a vocabulary of letters."""
+    folder = tmp_path_factory.mktemp("weights") / "clip"
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz"), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={unit: number for number, unit in enumerate(letters)}, merges=[])
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = size | {"vocab_size": len(letters), "max_position_embeddings": 12, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=size | {"image_size": 28, "patch_size": 7}, projection_dim=12))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)  # as initialised it hardly sees its input
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DINOv2 as the hub has it, narrow, with weights of chance."""
+    folder = tmp_path_factory.mktemp("weights") / "dinov2"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = Dinov2Model(Dinov2Config(hidden_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=518, patch_size=14))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

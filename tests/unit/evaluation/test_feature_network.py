@@ -15,7 +15,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.distances import fid
-from selfcascade.evaluation.features import LITE0_SHA256, FeatureNetwork, NetworkKind, as_batch, load_features, weights_path, weights_sha256
+from selfcascade.evaluation.features import as_batch, load_features, weights_path, weights_sha256
+from selfcascade.evaluation.networks import lite0
+from selfcascade.evaluation.networks.network import FeatureNetwork, NetworkKind
 from selfcascade.evaluation.resize import resize
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
@@ -42,7 +44,7 @@ def test_resize_does_not_alias():
 def test_lite0_is_the_published_network():
     """1280 finite features that tell pictures apart, from the weights whose digest is pinned; one picture's features do not depend on its batch."""
     chosen = FeatureSettings()
-    assert weights_sha256(weights_path(chosen)) == LITE0_SHA256
+    assert weights_sha256(chosen, weights_path(chosen)) == lite0.SHA256
     with torch_threads(1):
         network = load_features(chosen)
         pictures = torch.randint(0, 256, (3, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -71,7 +73,7 @@ def test_torchmetrics_takes_the_network_itself():
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             return nn.functional.adaptive_avg_pool2d(pictures / 255, 2).flatten(1)
 
-    network = FeatureNetwork(NetworkKind("means", 12, 16, "x / 255"), Body())
+    network = FeatureNetwork(NetworkKind("means", 12, 16, "x / 255", "none"), Body())
     generator = torch.Generator().manual_seed(0)
     real, fake = (torch.randint(low, 256, (30, 3, 24, 24), dtype=torch.uint8, generator=generator) for low in (0, 60))
     metric = FrechetInceptionDistance(feature=network)
