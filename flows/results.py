@@ -53,9 +53,8 @@ def tell_report(store: Store, ref: ArtifactRef, run: str) -> None:
 def results_table(results: Results) -> Table:
     """A row for each method, a column for each distance, of which lower is better; narrow enough for 80 columns."""
     from selfcascade.evaluation.report import shown_number
-    from selfcascade.evaluation.results import METRICS
 
-    judged = [metric for metric in METRICS if metric.better == "lower"]
+    judged = [metric for metric in results.metrics if metric.better == "lower"]
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True, min_width=max(len(row.label) for row in results.shown()))
     for metric in judged:

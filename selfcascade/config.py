@@ -534,7 +534,17 @@ class FeatureSettings(Settings):
     threads: int = Field(1, ge=1, description="torch threads of each worker; the sets of pictures are passed side by side")
 
 
-Judged = Literal["kid_r", "pkid_r", "kid_b", "layout_b", "objects_b", "fid_r", "pfid_r", "fid_b", "precision_r", "recall_r", "density_r", "coverage_r"]
+class FurtherFeatures(FeatureSettings):
+    """A network beside the one that every metric shares, for metrics of its own."""
+
+    network: Literal["clip", "dinov2"] = Field("clip", description="clip: CMMD and CLIP score; dinov2: FD-DINOv2")
+    weights: Path | None = where(None, description="folder of transformers or hub id; unset: the model of the published metric, from the hub's cache")
+
+
+Judged = Literal[
+    "kid_r", "pkid_r", "kid_b", "layout_b", "objects_b", "fid_r", "pfid_r", "fid_b", "precision_r", "recall_r", "density_r", "coverage_r",
+    "cmmd_r", "cmmd_b", "clip_score", "fd_dinov2_r", "fd_dinov2_b",
+]  # fmt: skip
 """Metrics of which one value can be better than another."""
 
 
@@ -557,6 +567,7 @@ class EvaluationSettings(Settings):
     real_split: Literal["train", "tune", "test"] = Field("test", description="split that the real pictures come from")
     real_count: int | None = Field(None, ge=2, description="how many real pictures, in the order of their keys; unset: all")
     features: FeatureSettings = FeatureSettings()
+    further: tuple[FurtherFeatures, ...] = later((), description="networks for metrics beside those: clip (CMMD, CLIP score), dinov2 (FD-DINOv2)")
     crop: int = Field(64, ge=8, description="side of the native-scale crops of the patch metrics")
     crops_per_image: int = Field(2, ge=1, description="crops a picture; the same seeded positions for real and generated")
     kid_subset: int = Field(100, ge=2, description="pictures a KID subset; lowered to half of the smaller set where it is larger")
@@ -566,6 +577,14 @@ class EvaluationSettings(Settings):
     sheet_prompts: int = Field(16, ge=1, le=64, description="prompts on the contact sheet")
     chosen_on: Literal["train", "tune", "test"] = Field("tune", description="split that K, learning rate and taps were chosen on; the report says so")
     gate: GateSettings = where(GateSettings(), description="the run fails where the report is worse than another")
+
+    @field_validator("further")
+    @classmethod
+    def _each_once(cls, further: tuple[FurtherFeatures, ...]) -> tuple[FurtherFeatures, ...]:
+        names = [each.network for each in further]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{names} names a network twice; name each once")
+        return further
 
 
 class FinetuneSettings(Settings):

@@ -8,7 +8,7 @@ from selfcascade.config import EvaluationSettings, ExecutionSettings, StoreSetti
 from selfcascade.evaluation.evaluate import SHEET, EvaluationPlan, evaluate_unit, gate_of, plan_evaluation, publish_evaluation, read_results, timed_report
 from selfcascade.evaluation.gate import check_gate
 from selfcascade.evaluation.report import heading, shown_number
-from selfcascade.evaluation.results import METRICS, Results
+from selfcascade.evaluation.results import Results
 from selfcascade.generation.models import resolve_device
 from selfcascade.storage import Artifact, ArtifactRef
 from selfcascade_tasks.artifacts import show_link, show_sheet, show_table
@@ -74,7 +74,7 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     rows = []
     for row in results.shown():
         cells = {"method": row.label}
-        for metric in METRICS:
+        for metric in results.metrics:
             number = row.numbers[metric.name]
             error = "" if number.error is None else f" ± {shown_number(number.error, metric)}"
             cells[heading(metric)] = "–" if number.value is None else shown_number(number.value, metric) + error

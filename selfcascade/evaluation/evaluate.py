@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from selfcascade.config import EvaluationSettings
 from selfcascade.curation.reading import read_table
-from selfcascade.evaluation.features import load_features, network_kind, weights_path, weights_sha256
+from selfcascade.evaluation.embeddings import Embeddings
+from selfcascade.evaluation.features import network_kind, weights_path, weights_sha256
 from selfcascade.evaluation.layout import analysis_size
 from selfcascade.evaluation.lineage import curves_of, lineage_of
+from selfcascade.evaluation.measured_set import bytes_of, is_cached, measured_set
 from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
 from selfcascade.evaluation.pictures import read_sheet, sheet_png, sheet_rows
-from selfcascade.evaluation.protocol import Protocol
+from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
 from selfcascade.evaluation.report import Times, render_report
 from selfcascade.evaluation.results import Results, Spectrum
-from selfcascade.evaluation.sets import PictureSet, read_pictures, real_set, sample_sets
-from selfcascade.evaluation.tables import CropPlan, FeatureTable, extract
+from selfcascade.evaluation.sets import PictureSet, real_set, sample_sets
+from selfcascade.evaluation.tables import FeatureTable
 from selfcascade.evaluation.text_tables import latex_table, markdown_table
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
-from selfcascade.settings import SettingsError, digest_of
+from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, resolve
 
 METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT = (
@@ -36,6 +39,7 @@ class EvaluationPlan(Plan):
     dataset: ArtifactRef
     samples: dict[str, ArtifactRef] = Field(description="samples artifacts by label")
     weights: str = Field(description="SHA-256 of the feature network's weights")
+    further_weights: dict[str, str] = Field({}, description="SHA-256 of the further networks' weights, by network")
     sets: tuple[PictureSet, ...] = Field(description="a unit each, the real pictures first; empty when the report is published")
     target: tuple[int, int] = Field(description="height and width of the methods' pictures")
     small: tuple[int, int] = Field(description="height and width at which layout and objects are read")
@@ -65,7 +69,9 @@ def plan_evaluation(
     refs = {label: _resolved(store, value, "samples") for label, value in sorted(samples.items())}
     weights = weights_path(settings.features)
     sha256 = weights_sha256(settings.features, weights)
-    artifact = _artifact(settings, store, reference, refs, sha256)
+    further_paths: dict[str, Path] = {each.network: weights_path(each) for each in settings.further}
+    further: dict[str, str] = {each.network: weights_sha256(each, further_paths[each.network]) for each in settings.further}
+    artifact = _artifact(settings, store, reference, refs, sha256, further)
     if artifact.published():
         return EvaluationPlan(
             artifact_ref=artifact.ref,
@@ -76,6 +82,7 @@ def plan_evaluation(
             dataset=reference,
             samples=refs,
             weights=sha256,
+            further_weights=further,
             sets=(),
             target=(0, 0),
             small=(0, 0),
@@ -91,7 +98,8 @@ def plan_evaluation(
         raise SettingsError(f"evaluation.crop is {settings.crop} px but the pictures have {target[0]} x {target[1]} px; lower it")
     small = analysis_size((base.height, base.width) if base else target)
     kind = network_kind(settings.features, weights)
-    protocol = Protocol.of(settings, kind, sha256, pictures=methods[0].count, real=sets[0].count, device=chosen.type)
+    beside = tuple(FurtherProtocol.of(each, network_kind(each, further_paths[each.network]), further[each.network]) for each in settings.further)
+    protocol = Protocol.of(settings, kind, sha256, pictures=methods[0].count, real=sets[0].count, device=chosen.type, further=beside)
     plan = EvaluationPlan(
         artifact_ref=artifact.ref,
         published=False,
@@ -101,15 +109,16 @@ def plan_evaluation(
         dataset=reference,
         samples=refs,
         weights=sha256,
+        further_weights=further,
         sets=sets,
         target=target,
         small=small,
         protocol=protocol,
         device=str(chosen),
     )
-    done = tuple(index for index in range(len(sets)) if store.head(_cache_key(settings, plan, index)) is not None)
+    done = tuple(index for index in range(len(sets)) if is_cached(settings, store, plan, index))
     todo = tuple(sorted(set(range(len(sets))) - set(done)))
-    planned = sum(_table_bytes(settings, plan, sets[index], kind.num_features) for index in todo)
+    planned = sum(bytes_of(settings, plan, sets[index]) for index in todo)
     return plan.model_copy(update={"done": done, "todo": todo, "bytes_planned": planned})
 
 
@@ -123,7 +132,7 @@ def evaluate_unit(settings: EvaluationSettings, store: Store, plan: EvaluationPl
         IntegrityError: stored bytes of a picture are not the committed ones; names the object.
         SettingsError: sizes are mixed.
     """
-    return len(_table(settings, store, plan, index))
+    return len(measured_set(settings, store, plan, index).table)
 
 
 def publish_evaluation(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -> ArtifactRef:
@@ -131,7 +140,7 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
 
     Everything is derived from the stored ``metrics.json``: if another run was first, its numbers are the report's.
     """
-    artifact = _artifact(settings, store, plan.dataset, plan.samples, plan.weights)
+    artifact = _artifact(settings, store, plan.dataset, plan.samples, plan.weights, plan.further_weights)
     if plan.published or artifact.published():
         return artifact.ref
     if not artifact.has(METRICS_JSON):
@@ -194,12 +203,14 @@ def evaluate(
 
 def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -> Results:
     assert plan.protocol is not None
-    tables = {item.label: _table(settings, store, plan, index) for index, item in enumerate(plan.sets)}
+    found = {item.label: measured_set(settings, store, plan, index) for index, item in enumerate(plan.sets)}
+    tables = {label: each.table for label, each in found.items()}
+    further: dict[str, dict[str, Embeddings]] = {each.network: {label: one.further[each.network] for label, one in found.items()} for each in settings.further}
     real, *methods = plan.sets
     base = next((item for item in methods if item.method == "base"), None)
     with torch_threads(settings.features.threads):
-        rows, differences = measure(settings, plan.sets, tables)
-        floor = floor_of(settings, real, tables[real.label], methods[0].count)
+        rows, differences = measure(settings, plan.sets, tables, further)
+        floor = floor_of(settings, real, tables[real.label], methods[0].count, {name: found[real.label] for name, found in further.items()})
     lineage = lineage_of(store, {"real pictures": plan.dataset} | {item.label: item.ref for item in methods})
     first = tables[methods[0].label]
     return Results(
@@ -232,23 +243,6 @@ def _spectra(sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable], sho
     return tuple(Spectrum(label=label, power=tuple(float(f"{value:.6g}") for value in mean)) for label, mean in means.items())
 
 
-def _table(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, index: int) -> FeatureTable:
-    key = _cache_key(settings, plan, index)
-    if store.head(key) is not None:
-        table = FeatureTable.from_bytes(store.read(key))
-        if table is not None:
-            return table
-    chosen = plan.sets[index]
-    crops = CropPlan(plan.target, settings.crop, settings.crops_per_image, settings.seed) if _has_crops(plan, chosen) else None
-    if weights_sha256(settings.features, weights_path(settings.features)) != plan.weights:
-        raise SettingsError(f"the weights of {settings.features.network} are not those that {plan.ref} was planned with; give every worker the same file")
-    with torch_threads(settings.features.threads):
-        network = load_features(settings.features).to(plan.device)
-        table = extract(read_pictures(store, chosen), network, small=plan.small, crops=crops, batch=settings.features.batch, device=plan.device)
-    store.put_cache(key, table.to_bytes())
-    return table
-
-
 def _prompts_from(store: Store, dataset: ArtifactRef, prompt_ids: Sequence[str]) -> str:
     """Where the prompts come from, by looking: a prompt that is a dataset's caption has the key of its picture as id."""
     splits = {row["key"]: row["split"] for row in read_table(Artifact(store, dataset)).select(["key", "split"]).to_pylist()}
@@ -258,33 +252,11 @@ def _prompts_from(store: Store, dataset: ArtifactRef, prompt_ids: Sequence[str])
     return " and ".join(f"split {split!r}" if split else "elsewhere" for split in found) + f" of {dataset}"
 
 
-def _has_crops(plan: EvaluationPlan, chosen: PictureSet) -> bool:
-    """Real pictures are brought to the target size first; a base's smaller pictures have no native-scale crops to compare."""
-    return chosen.method == "real" or (chosen.height, chosen.width) == plan.target
-
-
-def _table_bytes(settings: EvaluationSettings, plan: EvaluationPlan, chosen: PictureSet, num_features: int) -> int:
-    passes = 1 + (settings.crops_per_image if _has_crops(plan, chosen) else 0)
-    return chosen.count * (4 * num_features * passes + 3 * plan.small[0] * plan.small[1])
-
-
-def _cache_key(settings: EvaluationSettings, plan: EvaluationPlan, index: int) -> str:
-    assert plan.protocol is not None
-    chosen = plan.sets[index]
-    digest = digest_of(
-        {
-            "format": settings.FORMAT,
-            "set": [chosen.ref.version, chosen.split, chosen.count],
-            "features": plan.protocol.feature_digest(),
-            "target": plan.target if _has_crops(plan, chosen) else None,
-            "small": plan.small,
-        }
-    )
-    return f"cache/features/{digest}"
-
-
-def _artifact(settings: EvaluationSettings, store: Store, dataset: ArtifactRef, samples: Mapping[str, ArtifactRef], weights: str) -> Artifact:
+def _artifact(
+    settings: EvaluationSettings, store: Store, dataset: ArtifactRef, samples: Mapping[str, ArtifactRef], weights: str, further: Mapping[str, str]
+) -> Artifact:
     inputs = {"dataset": _named(dataset), "features.weights": weights} | {f"samples/{label}": _named(ref) for label, ref in samples.items()}
+    inputs |= {f"further/{network}.weights": sha256 for network, sha256 in further.items()}
     return Artifact.plan(store, "reports", settings.name, settings, inputs)
 
 

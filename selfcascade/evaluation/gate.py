@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from selfcascade.config import GateSettings
 from selfcascade.evaluation.intervals import Interval
+from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
 from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import METRICS, Metric, Number, Results
 from selfcascade.settings import SettingsError
@@ -15,6 +16,10 @@ from selfcascade.settings import SettingsError
 log = logging.getLogger(__name__)
 
 NAMED = {metric.name: metric for metric in METRICS}
+
+
+_MAY_DIFFER = ("device", "libraries", "threads", "batch", "further")
+"""Of two protocols: what moves a number by rounding alone, and networks that only one of them has."""
 
 
 class GateFailed(Exception):
@@ -62,7 +67,7 @@ def breaches_of(settings: GateSettings, before: Results, after: Results) -> list
         if row.label not in earlier:
             continue
         for name, allowed in settings.worse.items():
-            metric, one, two = NAMED[name], earlier[row.label].numbers[name], row.numbers[name]
+            metric, one, two = NAMED[name], earlier[row.label].numbers.get(name, Number()), row.numbers.get(name, Number())
             if one.value is None or two.value is None:
                 continue
             change = (two.value - one.value) * (-1 if metric.better == "higher" else 1)
@@ -73,9 +78,15 @@ def breaches_of(settings: GateSettings, before: Results, after: Results) -> list
 
 
 def _comparable(before: Results, after: Results) -> None:
-    for name, value in before.protocol.model_dump().items():
-        if name not in ("device", "libraries", "threads", "batch") and value != getattr(after.protocol, name):
-            raise SettingsError(f"evaluation.gate.against: {before.name} was measured with another {name} ({value!r}); compare with a report of one protocol")
+    pairs: list[tuple[Protocol | FurtherProtocol, Protocol | FurtherProtocol]] = [(before.protocol, after.protocol)]
+    others = {further.setting: further for further in after.protocol.further}
+    pairs += [(further, others[further.setting]) for further in before.protocol.further if further.setting in others]
+    for one, other in pairs:
+        for name, value in one.model_dump(exclude=set(_MAY_DIFFER)).items():
+            if value != getattr(other, name):
+                raise SettingsError(
+                    f"evaluation.gate.against: {before.name} was measured with another {name} ({value!r}); compare with a report of one protocol"
+                )
     for name in ("pictures", "prompts", "real_pictures"):
         if getattr(before, name) != getattr(after, name):
             raise SettingsError(

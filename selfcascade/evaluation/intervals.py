@@ -157,15 +157,16 @@ class _Sums:
 
 def _sums(matrix: Tensor, chosen: Tensor) -> _Sums:
     # A sum over chosen pairs is a product with 0/1 vectors: no sub-matrix is copied.
-    u = _indicator(chosen, len(matrix))
+    u = indicator(chosen, len(matrix))
     return _Sums(pairs=((u @ matrix) * u).sum(dim=1), diagonal=u @ matrix.diagonal())
 
 
 def _cross_sums(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return ((_indicator(rows, matrix.shape[0]) @ matrix) * _indicator(columns, matrix.shape[1])).sum(dim=1)
+    return ((indicator(rows, matrix.shape[0]) @ matrix) * indicator(columns, matrix.shape[1])).sum(dim=1)
 
 
-def _indicator(indices: Tensor, count: int) -> Tensor:
+def indicator(indices: Tensor, count: int) -> Tensor:
+    """0/1 vectors, (draws, count) float64, of ``indices``, (draws, r): a sum over what is chosen is a product with one."""
     return torch.zeros(len(indices), count, dtype=torch.float64).scatter_(1, indices, 1.0)
 
 

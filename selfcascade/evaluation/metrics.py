@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,48 +12,42 @@ from torch import Tensor
 
 from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation.distances import fid, kid
-from selfcascade.evaluation.intervals import GramBlock, extrapolated, half_samples, standard_error, widen
+from selfcascade.evaluation.embeddings import Embeddings
+from selfcascade.evaluation.further_metrics import further_floor, measure_further
 from selfcascade.evaluation.layout import layout_distances
 from selfcascade.evaluation.manifold import manifold
-from selfcascade.evaluation.results import METRICS, Difference, Number, Row
+from selfcascade.evaluation.measured import Further, Halves, Measured, Shared, blank, flat, frechet_number, mean_number, value_of
+from selfcascade.evaluation.results import METRICS, Difference, Number, Row, metrics_with
 from selfcascade.evaluation.sets import PictureSet
 from selfcascade.evaluation.spectrum import detail
 from selfcascade.evaluation.tables import FeatureTable
-
-LARGEST_GRAM = 6000
-"""Pictures (or crops) of a side up to which inner products of all pairs are kept for the errors; 6,000 take 288 MB."""
-
-LIMIT_DRAWS = 10
-"""Subsets a size behind the extrapolated FID."""
 
 _IS_THE_REFERENCE = "the base's own pictures are the reference"
 _TRIVIAL = "about zero by construction: an enlarged base picture is the base's picture"
 _NATIVE = "smaller than the target: no native-scale crops to compare"
 
 
-@dataclass(slots=True)
-class _Measured:
-    """What is known of one set: its numbers, their exact values over all pairs, and their half-samples' values."""
-
-    numbers: dict[str, Number] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
-    replicates: dict[str, Tensor] = field(default_factory=dict)
-
-
-def measure(settings: EvaluationSettings, sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable]) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
+def measure(
+    settings: EvaluationSettings,
+    sets: Sequence[PictureSet],
+    tables: Mapping[str, FeatureTable],
+    further: Mapping[str, Mapping[str, Embeddings]] | None = None,
+) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
     """Rows of the table, and the differences of every two shown methods at the target size.
 
     Args:
         settings: counts and seeds.
         sets: the real set first, then one for each method, all of the same prompts.
         tables: their feature tables by label.
+        further: what further networks say of them, by network and label.
     """
     real, *methods = sets
     ids = tables[methods[0].label].prompt_ids
     prompts = len(set(ids))
-    halves = _Halves.of(settings, prompts=prompts, each=len(ids) // prompts, real=len(tables[real.label]))
+    halves = Halves.of(settings, prompts=prompts, each=len(ids) // prompts, real=len(tables[real.label]))
     base = next((item for item in methods if item.method == "base"), None)
-    shared = _Shared(settings, tables[real.label], tables[base.label] if base else None, halves)
+    others = {name: Further.of(found, real.label, base.label if base else None) for name, found in (further or {}).items()}
+    shared = Shared(settings, tables[real.label], tables[base.label] if base else None, halves, others)
     measured = {item.label: _measure_one(shared, item, tables[item.label]) for item in methods}
     shown = _shown(methods, measured)
     rows = tuple(
@@ -78,7 +70,7 @@ def measure(settings: EvaluationSettings, sets: Sequence[PictureSet], tables: Ma
     return rows, tuple(_differences(compared, measured, halves))
 
 
-def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable, count: int) -> Row | None:
+def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable, count: int, further: Mapping[str, Embeddings] | None = None) -> Row | None:
     """Real pictures against the other real pictures: what no method can be expected to go below at this count. None for fewer than 4."""
     count = min(count, len(table) // 2)
     if count < 2:
@@ -88,13 +80,15 @@ def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable
     whole, rest = torch.from_numpy(table.features[some]), torch.from_numpy(table.features[others])
     numbers = {"kid_r": _kid_number(settings, rest, whole), "fid_r": Number(value=fid(rest, whole))}
     if table.crops is not None:
-        whole, rest = _flat(table.crops[some]), _flat(table.crops[others])
+        whole, rest = flat(table.crops[some]), flat(table.crops[others])
         numbers |= {"pkid_r": _kid_number(settings, rest, whole), "pfid_r": Number(value=fid(rest, whole))}
     numbers["objects"] = Number(value=float(table.objects.mean()))
     if (found := manifold(torch.from_numpy(table.features[others]), torch.from_numpy(table.features[some]))) is not None:
         numbers |= {f"{name}_r": Number(value=getattr(found, name)) for name in ("precision", "recall", "density", "coverage")}
     if table.spectra is not None:
         numbers["detail_r"] = Number(value=float(detail(table.spectra[some]).mean() / detail(table.spectra[others]).mean()))
+    for name, embedded in (further or {}).items():
+        numbers |= further_floor(name, embedded, some, others)
     return Row(
         label="real pictures",
         method="real",
@@ -104,7 +98,7 @@ def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable
         pictures=count,
         reference=len(table) - count,
         note="real against other real pictures: the value that no method can be expected to go below",
-        numbers={metric.name: numbers.get(metric.name, Number(why="not defined for real pictures")) for metric in METRICS},
+        numbers={metric.name: numbers.get(metric.name, Number(why="not defined for real pictures")) for metric in metrics_with(further or ())},
     )
 
 
@@ -122,114 +116,71 @@ def half_order(count: int, seed: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64([seed, count])).permutation(count)
 
 
-@dataclass(frozen=True, slots=True)
-class _Halves:
-    """The half-samples, the same for every method; None where a side is too small to be halved."""
-
-    prompts: int
-    rows: Tensor | None
-    crop_rows: Tensor | None
-    columns: Tensor | None
-    crop_columns: Tensor | None
-    real: int
-
-    @classmethod
-    def of(cls, settings: EvaluationSettings, *, prompts: int, each: int, real: int) -> _Halves:
-        if prompts < 4 or real < 4:
-            return cls(prompts, None, None, None, None, real)
-        rows = widen(half_samples(prompts, settings.half_samples, seed=settings.seed, side="prompts"), each)
-        columns = half_samples(real, settings.half_samples, seed=settings.seed, side="real")
-        crops = settings.crops_per_image
-        return cls(prompts, rows, widen(rows, crops), columns, widen(columns, crops), real)
-
-    def error(self, replicates: Tensor) -> float:
-        return standard_error(replicates, self.prompts)
-
-
-class _Shared:
-    """References and the inner products within them, made once."""
-
-    def __init__(self, settings: EvaluationSettings, real: FeatureTable, base: FeatureTable | None, halves: _Halves) -> None:
-        self.settings, self.halves = settings, halves
-        self.real = torch.from_numpy(real.features)
-        self.real_crops = None if real.crops is None else _flat(real.crops)
-        self.real_detail = None if real.spectra is None else torch.from_numpy(detail(real.spectra))
-        self.base = base
-        self.base_features = None if base is None else torch.from_numpy(base.features)
-        self._within: dict[int, Tensor] = {}
-
-    def block(self, features: Tensor, reference: Tensor) -> GramBlock | None:
-        """Inner products of a set with a reference, None where they would take too much memory."""
-        if max(len(features), len(reference)) > LARGEST_GRAM:
-            return None
-        block = GramBlock.of(features, reference, self._within.get(id(reference)))
-        self._within[id(reference)] = block.yy
-        return block
-
-
-def _measure_one(shared: _Shared, item: PictureSet, table: FeatureTable) -> _Measured:
-    measured = _Measured()
+def _measure_one(shared: Shared, item: PictureSet, table: FeatureTable) -> Measured:
+    measured = Measured()
     halves = shared.halves
     features = torch.from_numpy(table.features)
     _distance(shared, measured, "kid_r", "fid_r", features, shared.real, halves.rows, halves.columns)
     if table.crops is None or shared.real_crops is None:
-        _blank(measured, _NATIVE, "pkid_r", "pfid_r")
+        blank(measured, _NATIVE, "pkid_r", "pfid_r")
     else:
-        _distance(shared, measured, "pkid_r", "pfid_r", _flat(table.crops), shared.real_crops, halves.crop_rows, halves.crop_columns)
-    _mean(shared, measured, "objects", table.objects)
+        _distance(shared, measured, "pkid_r", "pfid_r", flat(table.crops), shared.real_crops, halves.crop_rows, halves.crop_columns)
+    mean_number(shared, measured, "objects", table.objects)
     _manifold(measured, features, shared.real)
     _detail(shared, measured, table)
-    if item.method in ("base", "lanczos", "latent-sr", "x4-upscaler"):
-        _blank(measured, _IS_THE_REFERENCE if item.method == "base" else _TRIVIAL, "kid_b", "fid_b", "layout_b", "objects_b")
-    elif shared.base is None or shared.base_features is None:
-        _blank(measured, "no samples of the base are compared", "kid_b", "fid_b", "layout_b", "objects_b")
+    why = _why_not_against_base(shared, item)
+    measure_further(shared, measured, item.label, why)
+    if why or shared.base is None or shared.base_features is None:
+        blank(measured, why, "kid_b", "fid_b", "layout_b", "objects_b")
     else:
         _distance(shared, measured, "kid_b", "fid_b", features, shared.base_features, halves.rows, halves.rows)
-        _mean(shared, measured, "layout_b", layout_distances(table.small, shared.base.small))
-        _mean(shared, measured, "objects_b", np.abs(table.objects - shared.base.objects))
-    measured.numbers = {metric.name: measured.numbers[metric.name] for metric in METRICS}
+        mean_number(shared, measured, "layout_b", layout_distances(table.small, shared.base.small))
+        mean_number(shared, measured, "objects_b", np.abs(table.objects - shared.base.objects))
+    measured.numbers = {metric.name: measured.numbers[metric.name] for metric in metrics_with(shared.further)}
     return measured
 
 
+def _why_not_against_base(shared: Shared, item: PictureSet) -> str:
+    """Empty where the set is compared with the base's own pictures."""
+    if item.method in ("base", "lanczos", "latent-sr", "x4-upscaler"):
+        return _IS_THE_REFERENCE if item.method == "base" else _TRIVIAL
+    return "no samples of the base are compared" if shared.base is None else ""
+
+
 def _distance(
-    shared: _Shared, measured: _Measured, kid_name: str, fid_name: str, features: Tensor, reference: Tensor, rows: Tensor | None, columns: Tensor | None
+    shared: Shared, measured: Measured, kid_name: str, fid_name: str, features: Tensor, reference: Tensor, rows: Tensor | None, columns: Tensor | None
 ) -> None:
     number = _kid_number(shared.settings, reference, features)
-    frechet = Number(value=fid(reference, features))
-    measured.values |= {kid_name: _value(number), fid_name: _value(frechet)}
+    measured.values[kid_name] = value_of(number)
     block = shared.block(features, reference)
     if block is not None:
         # Over all pairs: the limit of many subsets, without the noise of drawing them.
         measured.values[kid_name] = float(block.kid())
     if block is not None and rows is not None and columns is not None:
-        measured.replicates |= {kid_name: block.kid(rows, columns), fid_name: block.fid(rows, columns)}
+        measured.replicates[kid_name] = block.kid(rows, columns)
         number = number.model_copy(update={"error": shared.halves.error(measured.replicates[kid_name])})
-        frechet = frechet.model_copy(update={"error": shared.halves.error(measured.replicates[fid_name])})
-    if block is not None and shared.halves.prompts >= 8:
-        each = len(features) // shared.halves.prompts
-        limit = extrapolated(block, shared.halves.prompts, each, draws=LIMIT_DRAWS, seed=shared.settings.seed)
-        frechet = frechet.model_copy(update={"limit": limit})
-    measured.numbers |= {kid_name: number, fid_name: frechet}
+    measured.numbers[kid_name] = number
+    frechet_number(shared, measured, fid_name, block, features, reference, rows, columns)
 
 
-def _manifold(measured: _Measured, features: Tensor, real: Tensor) -> None:
+def _manifold(measured: Measured, features: Tensor, real: Tensor) -> None:
     found = manifold(real, features)
     for name in ("precision", "recall", "density", "coverage"):
         if found is None:
-            _blank(measured, "too few pictures to have neighbours", f"{name}_r")
+            blank(measured, "too few pictures to have neighbours", f"{name}_r")
         else:
             measured.values[f"{name}_r"] = getattr(found, name)
             measured.numbers[f"{name}_r"] = Number(value=measured.values[f"{name}_r"])
 
 
-def _detail(shared: _Shared, measured: _Measured, table: FeatureTable) -> None:
+def _detail(shared: Shared, measured: Measured, table: FeatureTable) -> None:
     """Mean power of detail over that of the real pictures, with the error of a ratio of means."""
     if table.spectra is None or shared.real_detail is None:
-        _blank(measured, _NATIVE, "detail_r")
+        blank(measured, _NATIVE, "detail_r")
         return
     own, real = torch.from_numpy(detail(table.spectra)), shared.real_detail
     if real.mean() < 1e-9:
-        _blank(measured, "the real pictures have no detail", "detail_r")
+        blank(measured, "the real pictures have no detail", "detail_r")
         return
     value, error = float(own.mean() / real.mean()), None
     if shared.halves.rows is not None and shared.halves.columns is not None:
@@ -237,38 +188,15 @@ def _detail(shared: _Shared, measured: _Measured, table: FeatureTable) -> None:
     measured.numbers["detail_r"] = Number(value=value, error=error)
 
 
-def _mean(shared: _Shared, measured: _Measured, name: str, values: NDArray[Any]) -> None:
-    measured.values[name] = float(values.mean())
-    rows = shared.halves.rows
-    error = None
-    if rows is not None:
-        measured.replicates[name] = torch.from_numpy(values).double()[rows].mean(dim=1)
-        error = shared.halves.error(measured.replicates[name])
-    measured.numbers[name] = Number(value=measured.values[name], error=error)
-
-
-def _blank(measured: _Measured, why: str, *names: str) -> None:
-    measured.numbers |= {name: Number(why=why) for name in names}
-
-
 def _kid_number(settings: EvaluationSettings, reference: Tensor, features: Tensor) -> Number:
     found = kid(reference, features, subset=settings.kid_subset, subsets=settings.kid_subsets, seed=settings.seed)
     return Number(value=found.mean, spread=found.spread)
 
 
-def _value(number: Number) -> float:
-    assert number.value is not None
-    return number.value
-
-
-def _flat(crops: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(crops).flatten(0, 1)
-
-
-def _shown(methods: Sequence[PictureSet], measured: Mapping[str, _Measured]) -> set[str]:
+def _shown(methods: Sequence[PictureSet], measured: Mapping[str, Measured]) -> set[str]:
     """Every label, but of several direct ones only that with the lowest KID_r: the strongest form of what the cascade is compared with."""
     direct = [item.label for item in methods if item.method == "direct"]
-    best = min(direct, key=lambda label: (_value(measured[label].numbers["kid_r"]), label)) if direct else None
+    best = min(direct, key=lambda label: (value_of(measured[label].numbers["kid_r"]), label)) if direct else None
     return {item.label for item in methods if item.method != "direct" or item.label == best}
 
 
@@ -280,7 +208,7 @@ def _note(item: PictureSet, methods: Sequence[PictureSet], shown: set[str]) -> s
     return f"the better by KID_r; also sampled with eta {etas}" if item.label in shown else "the worse by KID_r; not compared further"
 
 
-def _differences(labels: Sequence[str], measured: Mapping[str, _Measured], halves: _Halves) -> list[Difference]:
+def _differences(labels: Sequence[str], measured: Mapping[str, Measured], halves: Halves) -> list[Difference]:
     found = []
     for first, second in combinations(labels, 2):
         one, two = measured[first], measured[second]

@@ -7,13 +7,55 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from selfcascade.config import EvaluationSettings
-from selfcascade.evaluation import layout, manifold, objects, spectrum
+from selfcascade.config import EvaluationSettings, FurtherFeatures
+from selfcascade.evaluation import cmmd, layout, manifold, objects, spectrum
 from selfcascade.evaluation.crops import crop_rule
 from selfcascade.evaluation.distances import kid_subset
 from selfcascade.evaluation.networks.network import NetworkKind
 from selfcascade.evaluation.resize import RULE as RESIZE_RULE
 from selfcascade.settings import SettingsError, digest_of
+
+FRECHET = "Fréchet distance of Gaussians with unbiased covariances in float64 (torchmetrics)"
+
+
+class FurtherProtocol(BaseModel):
+    """What the metrics of a further network were measured with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    setting: str = Field(description="name in the settings")
+    network: str
+    weights_sha256: str
+    num_features: int
+    input: str
+    licence: str = Field(description="of the published weights")
+    rule: str = Field(description="how its features become numbers")
+    batch: int
+    threads: int
+
+    @classmethod
+    def of(cls, settings: FurtherFeatures, kind: NetworkKind, weights_sha256: str) -> FurtherProtocol:
+        """Of one network of the settings."""
+        return cls(
+            setting=settings.network,
+            network=kind.name,
+            weights_sha256=weights_sha256,
+            num_features=kind.num_features,
+            input=_input(kind),
+            licence=kind.licence,
+            rule=cmmd.RULE if settings.network == "clip" else FRECHET,
+            batch=settings.batch,
+            threads=settings.threads,
+        )
+
+    def caption(self) -> str:
+        """What stands under a table that has its numbers."""
+        return f"{self.network}, weights {self.weights_sha256[:12]}, {self.num_features} features, input {self.input}"
+
+    def feature_digest(self, device: str) -> str:
+        """Digest of what shapes the features, on a kind of device: the address of cached ones."""
+        shared = ("weights_sha256", "input", "batch", "threads")
+        return digest_of({name: getattr(self, name) for name in shared} | {"resize": RESIZE_RULE, "device": device, "torch": torch.__version__})
 
 
 class Protocol(BaseModel):
@@ -39,20 +81,31 @@ class Protocol(BaseModel):
     threads: int
     device: str = Field(description="kind of device that the features were computed on")
     libraries: dict[str, str]
+    further: tuple[FurtherProtocol, ...] = ()
 
     @classmethod
-    def of(cls, settings: EvaluationSettings, kind: NetworkKind, weights_sha256: str, *, pictures: int, real: int, device: str) -> Protocol:
+    def of(
+        cls,
+        settings: EvaluationSettings,
+        kind: NetworkKind,
+        weights_sha256: str,
+        *,
+        pictures: int,
+        real: int,
+        device: str,
+        further: tuple[FurtherProtocol, ...] = (),
+    ) -> Protocol:
         """The protocol that ``settings`` stand for, with ``pictures`` a method and ``real`` reference pictures."""
         subset = kid_subset(settings.kid_subset, pictures, real)
         return cls(
             network=kind.name,
             weights_sha256=weights_sha256,
             num_features=kind.num_features,
-            input=f"{kind.side} x {kind.side}, {kind.scaling}",
+            input=_input(kind),
             resize=RESIZE_RULE,
             crop=crop_rule(side=settings.crop, count=settings.crops_per_image, seed=settings.seed),
             kid=f"unbiased squared MMD, kernel (x.y / d + 1)^3, mean over {settings.kid_subsets} seeded subsets of {subset} without replacement (torchmetrics)",
-            fid="Fréchet distance of Gaussians with unbiased covariances in float64 (torchmetrics)",
+            fid=FRECHET,
             layout=layout.RULE,
             objects=objects.RULE,
             manifold=manifold.RULE,
@@ -66,6 +119,7 @@ class Protocol(BaseModel):
             threads=settings.features.threads,
             device=device,
             libraries=_libraries(),
+            further=further,
         )
 
     def feature_digest(self) -> str:
@@ -77,6 +131,10 @@ class Protocol(BaseModel):
         """One sentence for the caption of a table; ``counts`` says how many pictures are compared."""
         network = f"{self.network}, weights {self.weights_sha256[:12]}, {self.num_features} features"
         return f"{network}; {counts}; input {self.input}; resize: {self.resize}; crops: {self.crop}."
+
+
+def _input(kind: NetworkKind) -> str:
+    return f"{kind.side} x {kind.side}, {kind.scaling}"
 
 
 def _libraries() -> dict[str, str]:

@@ -19,7 +19,6 @@ from selfcascade.evaluation.pictures import Pictures, data_uri
 from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
 from selfcascade.evaluation.spectrum_plot import spectrum_svg
 
-_JUDGED = tuple(metric for metric in METRICS if metric.judged)
 _LEADING = ("kid_r", "fid_r", "fid_b", "objects_b")
 
 
@@ -76,15 +75,15 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         results=results,
         script=Markup(script),
         script_digest="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        metrics=METRICS,
-        judged=_JUDGED,
+        metrics=results.metrics,
+        judged=_judged(results),
         caption=results.caption(),
-        rows=[(row, [_number_cell(metric, row, results) for metric in METRICS]) for row in shown],
-        floor=results.floor and (results.floor, [_number_cell(metric, results.floor) for metric in METRICS]),
-        reasons=_reasons(shown),
+        rows=[(row, [_number_cell(metric, row, results) for metric in results.metrics]) for row in shown],
+        floor=results.floor and (results.floor, [_number_cell(metric, results.floor) for metric in results.metrics]),
+        reasons=_reasons(results),
         findings=_findings(results),
         pairs=_pairs(results),
-        direct=[(row, [_number_cell(metric, row) for metric in METRICS]) for row in direct] if len(direct) > 1 else [],
+        direct=[(row, [_number_cell(metric, row) for metric in results.metrics]) for row in direct] if len(direct) > 1 else [],
         sheet_labels=[row.label for row in shown],
         sheet=[
             (line.prompt, [(row.label, data_uri(pictures[row.label][place]), row.width, row.height) for row in shown])
@@ -162,11 +161,15 @@ def _difference_cell(difference: Difference | None, metric: Metric) -> _Cell:
     )
 
 
-def _reasons(rows: tuple[Row, ...]) -> list[tuple[str, list[str], str]]:
+def _judged(results: Results) -> list[Metric]:
+    return [metric for metric in results.metrics if metric.judged]
+
+
+def _reasons(results: Results) -> list[tuple[str, list[str], str]]:
     """Which columns of which row are blank, and why."""
     found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        for metric in METRICS:
+    for row in results.shown():
+        for metric in results.metrics:
             if row.numbers[metric.name].value is None:
                 found.setdefault((row.label, row.numbers[metric.name].why), []).append(metric.heading)
     return [(label, headings, why) for (label, why), headings in found.items()]
@@ -176,7 +179,7 @@ def _pairs(results: Results) -> list[tuple[str, str, list[_Cell]]]:
     """A row for each pair of methods, with a cell for each judged metric."""
     found = {(item.first, item.second, item.metric): item for item in results.differences}
     pairs = dict.fromkeys((item.first, item.second) for item in results.differences)
-    return [(first, second, [_difference_cell(found.get((first, second, metric.name)), metric) for metric in _JUDGED]) for first, second in pairs]
+    return [(first, second, [_difference_cell(found.get((first, second, metric.name)), metric) for metric in _judged(results)]) for first, second in pairs]
 
 
 def _findings(results: Results) -> list[tuple[str, str, list[tuple[str, _Cell]]]]:

@@ -29,6 +29,7 @@ class Metric(_Record):
     scale: int = Field(1, description="factor at which it is shown")
     digits: int = Field(1, description="digits after the point at which it is shown")
     better: Literal["lower", "higher"] | None = Field("lower", description="which way is better; unset: it only describes")
+    network: str | None = Field(None, description="further network that it needs; unset: the one of evaluation.features")
 
     @property
     def judged(self) -> bool:
@@ -98,8 +99,37 @@ METRICS: tuple[Metric, ...] = (
         meaning="power of fine detail over that of the real pictures: below 1 is softer, above 1 harder or noisier than real",
     ),
     Metric(name="objects", heading="objects", digits=2, better=None, meaning="separate things on a picture, mean"),
+    Metric(
+        name="cmmd_r",
+        heading="CMMD_r",
+        digits=3,
+        network="clip",
+        meaning="kernel distance of CLIP embeddings to held-out real pictures; biased upwards by about the same at equal counts",
+    ),
+    Metric(name="cmmd_b", heading="CMMD_b", digits=3, network="clip", meaning="kernel distance of CLIP embeddings to the base's own pictures"),
+    Metric(
+        name="clip_score",
+        heading="CLIP score",
+        network="clip",
+        better="higher",
+        meaning="100 times the cosine of picture and prompt in CLIP's space, negative ones as 0: whether the picture shows what was asked for",
+    ),
+    Metric(
+        name="fd_dinov2_r",
+        heading="FD-DINOv2_r",
+        digits=0,
+        network="dinov2",
+        meaning="Fréchet distance of DINOv2 features to held-out real pictures; biased like FID_r",
+    ),
+    Metric(name="fd_dinov2_b", heading="FD-DINOv2_b", digits=0, network="dinov2", meaning="Fréchet distance of DINOv2 features to the base's own pictures"),
 )
 """Every metric, in the order of the table: KID leads, since FID is biased at the counts that a small run has."""
+
+
+def metrics_with(further: Iterable[str]) -> tuple[Metric, ...]:
+    """Those of every report, and those of the networks in ``further``."""
+    networks = {None, *further}
+    return tuple(metric for metric in METRICS if metric.network in networks)
 
 
 class Number(_Record):
@@ -201,6 +231,11 @@ class Results(_Record):
         """Canonical JSON: the stored form."""
         return canonical_json(self.model_dump(mode="json")) + b"\n"
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The columns of its tables."""
+        return metrics_with(further.setting for further in self.protocol.further)
+
     def shown(self) -> tuple[Row, ...]:
         """The rows of the main table."""
         return tuple(row for row in self.rows if row.shown)
@@ -216,7 +251,11 @@ class Results(_Record):
     def caption(self) -> str:
         """What stands under every table: the protocol in a sentence, with the counts."""
         real = f"{self.real_pictures} real ones (split {self.real_split} of {self.real})"
-        return self.protocol.caption(f"{self.pictures} pictures of {self.prompts} prompts a method against {real}")
+        caption = self.protocol.caption(f"{self.pictures} pictures of {self.prompts} prompts a method against {real}")
+        for further in self.protocol.further:
+            headings = ", ".join(metric.heading for metric in METRICS if metric.network == further.setting)
+            caption += f" {headings}: {further.caption()}."
+        return caption
 
     def to_parquet(self) -> bytes:
         """A row for each number of each set of pictures."""

@@ -108,9 +108,9 @@ def read_pictures(store: Store, chosen: PictureSet) -> Iterator[Picture]:
     """
     artifact = Artifact(store, chosen.ref)
     if chosen.method == "real":
-        found = (Picture(sample.key, sample.key, sample.image) for sample in read_samples(artifact, chosen.split))
+        found = (Picture(sample.key, sample.key, sample.image, sample.caption) for sample in read_samples(artifact, chosen.split))
     else:
-        found = (Picture(sample.key, sample.spec.prompt_id, sample.image) for sample in read_generated(artifact))
+        found = (Picture(sample.key, sample.spec.prompt_id, sample.image, sample.prompt) for sample in read_generated(artifact))
     for picture in islice(found, chosen.count):
         height, width = picture.image.shape[:2]
         if (height, width) != (chosen.height, chosen.width):

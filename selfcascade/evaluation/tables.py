@@ -33,6 +33,8 @@ class Picture:
     prompt_id: str
     image: NDArray[np.uint8]
     """(H, W, 3)"""
+    prompt: str = ""
+    """What it was drawn from; of a real picture, its caption."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,53 +109,65 @@ def extract(
     crops: CropPlan | None,
     batch: int,
     device: str = "cpu",
-    advance: Callable[[], None] = lambda: None,
 ) -> FeatureTable:
-    """One pass over a set: every picture is decoded once and its full size is held alone, whatever the set's length.
+    """One pass over a set: every picture is decoded once and its full size is held alone, whatever the set's length. As :class:`Extraction`."""
+    extraction = Extraction(network, small=small, crops=crops, batch=batch, device=device)
+    for picture in pictures:
+        extraction.add(picture)
+    return extraction.result()
+
+
+class Extraction:
+    """Gathers what there is to know of pictures that come one by one, in the order of their keys: a picture's place fixes its crops.
 
     Args:
-        pictures: in the order of their keys; a picture's place is its rank, which fixes its crops.
         network: on ``device`` already.
         small: height and width of the small pictures.
         crops: how to cut, None where patches are not compared.
         batch: pictures a forward pass.
         device: where the network is.
-        advance: called after every picture.
-
-    Raises:
-        SettingsError: there is no picture.
     """
-    keys: list[str] = []
-    prompt_ids: list[str] = []
-    thumbnails: list[NDArray[np.uint8]] = []
-    spectra: list[NDArray[np.float32]] = []
-    whole = Batches(network.embed, batch, device)
-    cropped = Batches(network.embed, batch, device)
-    for rank, picture in enumerate(pictures):
-        keys.append(picture.key)
-        prompt_ids.append(picture.prompt_id)
-        thumbnails.append(shrink(picture.image, small))
-        whole.add(network.resized(as_batch([picture.image])))
+
+    def __init__(self, network: FeatureNetwork, *, small: tuple[int, int], crops: CropPlan | None, batch: int, device: str = "cpu") -> None:
+        self.network, self.small, self.crops = network, small, crops
+        self._names: list[tuple[str, str]] = []
+        self._thumbnails: list[NDArray[np.uint8]] = []
+        self._spectra: list[NDArray[np.float32]] = []
+        self._whole = Batches(network.embed, batch, device)
+        self._cropped = Batches(network.embed, batch, device)
+
+    def add(self, picture: Picture) -> None:
+        """Take the next picture."""
+        rank, crops = len(self._names), self.crops
+        self._names.append((picture.prompt_id, picture.key))
+        self._thumbnails.append(shrink(picture.image, self.small))
+        self._whole.add(self.network.resized(as_batch([picture.image])))
         if crops is not None:
             image = _at(picture.image, crops.size)
-            spectra.append(spectrum(image))
+            self._spectra.append(spectrum(image))
             corners = crop_corners(rank, size=crops.size, side=crops.side, count=crops.count, seed=crops.seed)
-            cropped.add(network.resized(as_batch(list(cut(image, corners, crops.side)))))
-        advance()
-    if not keys:
-        raise SettingsError("a set of pictures is empty; there is nothing to compare")
-    order = sorted(range(len(keys)), key=lambda place: (prompt_ids[place], keys[place]))
-    features = whole.result()
-    patches = None if crops is None else cropped.result().reshape(len(keys), crops.count, -1)
-    return FeatureTable(
-        keys=tuple(keys[place] for place in order),
-        prompt_ids=tuple(prompt_ids[place] for place in order),
-        features=features[order],
-        crops=None if patches is None else patches[order],
-        small=np.stack([thumbnails[place] for place in order]),
-        objects=np.array([count_objects(thumbnails[place]) for place in order], dtype=np.int64),
-        spectra=np.stack([spectra[place] for place in order]) if spectra else None,
-    )
+            self._cropped.add(self.network.resized(as_batch(list(cut(image, corners, crops.side)))))
+
+    def result(self) -> FeatureTable:
+        """The table of all pictures that came.
+
+        Raises:
+            SettingsError: none did.
+        """
+        if not self._names:
+            raise SettingsError("a set of pictures is empty; there is nothing to compare")
+        order = sorted(range(len(self._names)), key=lambda place: self._names[place])
+        features = self._whole.result()
+        patches = None if self.crops is None else self._cropped.result().reshape(len(self._names), self.crops.count, -1)
+        return FeatureTable(
+            keys=tuple(self._names[place][1] for place in order),
+            prompt_ids=tuple(self._names[place][0] for place in order),
+            features=features[order],
+            crops=None if patches is None else patches[order],
+            small=np.stack([self._thumbnails[place] for place in order]),
+            objects=np.array([count_objects(self._thumbnails[place]) for place in order], dtype=np.int64),
+            spectra=np.stack([self._spectra[place] for place in order]) if self._spectra else None,
+        )
 
 
 class Batches:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from selfcascade.evaluation.report import heading, shown_number
-from selfcascade.evaluation.results import METRICS, Metric, Results, Row
+from selfcascade.evaluation.results import Metric, Results, Row
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -62,7 +62,7 @@ def _plain(text: str) -> str:
 
 
 def _metrics(results: Results) -> list[Metric]:
-    return [metric for metric in METRICS if any(row.numbers[metric.name].value is not None for row in results.shown())]
+    return [metric for metric in results.metrics if any(row.numbers[metric.name].value is not None for row in results.shown())]
 
 
 def _rows(results: Results) -> list[Row]:

@@ -13,7 +13,7 @@ from PIL import Image
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, read_results, timed_report
 from selfcascade.evaluation.report import Cost, Times
-from selfcascade.evaluation.results import METRICS, Number
+from selfcascade.evaluation.results import Number, metrics_with
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, IntegrityError, NotFound
 
@@ -64,7 +64,7 @@ def test_what_the_artifact_holds(scene):
     assert "KID_r x 1000, tuned" in manifest.counts
     assert set(manifest.inputs) == {"dataset", "features.weights", *(f"samples/{label}" for label in scene.samples)}
     table = pq.read_table(io.BytesIO(artifact.read("metrics.parquet"))).to_pylist()
-    assert len(table) == (len(scene.samples) + 1) * len(METRICS)
+    assert len(table) == (len(scene.samples) + 1) * len(metrics_with(()))
     assert Image.open(io.BytesIO(artifact.read("sheet.png"))).size[0] > 5 * 128
     page = artifact.read("report.html").decode()
     protocol = json.loads(artifact.read("metrics.json"))["protocol"]

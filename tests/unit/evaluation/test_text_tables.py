@@ -11,7 +11,6 @@ from markdown_it import MarkdownIt
 
 from selfcascade.evaluation.evaluate import read_results
 from selfcascade.evaluation.report import shown_number
-from selfcascade.evaluation.results import METRICS
 from selfcascade.evaluation.text_tables import latex, latex_table, markdown_table
 from selfcascade.storage import Artifact
 
@@ -39,7 +38,7 @@ def test_they_are_in_the_artifact(scene, results):
 def test_markdown_reads_back_as_the_table(results):
     """A reader of Markdown sees a row for each method and the floor, every number at its digits, bold where it is best, and the protocol."""
     head, *rows = _rendered(markdown_table(results))
-    shown = [metric for metric in METRICS if any(row.numbers[metric.name].value is not None for row in results.shown())]
+    shown = [metric for metric in results.metrics if any(row.numbers[metric.name].value is not None for row in results.shown())]
     assert [cell.rstrip(" ↓↑") for cell in head] == ["method", *(f"{m.heading} × {m.scale:,}" if m.scale != 1 else m.heading for m in shown)]
     assert len(rows) == len(results.shown()) + 1
     bold = 0
@@ -56,7 +55,7 @@ def test_markdown_reads_back_as_the_table(results):
 
 def test_bold_is_what_nothing_beats(results):
     """Per column: every method with the best value and none else; the base, which has another size, never."""
-    for metric in METRICS:
+    for metric in results.metrics:
         best = {row.label for row in results.rows if results.is_best(row, metric)}
         values = {row.label: row.numbers[metric.name].value for row in results.shown() if row.method != "base"}
         known = [value for value in values.values() if value is not None]
@@ -82,9 +81,9 @@ def test_latex_sees_no_command_in_text(text):
 
 def test_latex_has_every_number(results):
     table = latex_table(results)
-    assert table.count(r"\mathbf") == sum(results.is_best(row, metric) for row in results.shown() for metric in METRICS)
+    assert table.count(r"\mathbf") == sum(results.is_best(row, metric) for row in results.shown() for metric in results.metrics)
     for row in results.shown():
-        for metric in METRICS:
+        for metric in results.metrics:
             value = row.numbers[metric.name].value
             if value is not None:
                 assert shown_number(value, metric).replace("−", "-").replace(",", "{,}") in table

@@ -1,0 +1,95 @@
+"""What a further network says of a set of pictures: a vector a picture, and how well each fits its prompt, where the network can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch.nn.functional import cosine_similarity
+
+from selfcascade.evaluation.features import as_batch
+from selfcascade.evaluation.networks.network import FeatureNetwork
+from selfcascade.evaluation.tables import Batches, Picture
+from selfcascade.settings import SettingsError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """A set of n pictures, sorted by prompt and key."""
+
+    keys: tuple[str, ...]
+    features: NDArray[np.float32]
+    """(n, d)"""
+    agreement: NDArray[np.float32] | None
+    """(n,), cosine of picture and prompt; None for a network that cannot read."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to_bytes(self) -> bytes:
+        """Digest, newline, safetensors: the form in the cache."""
+        arrays = {"features": np.ascontiguousarray(self.features)} | ({} if self.agreement is None else {"agreement": self.agreement})
+        body = save(arrays, metadata={"keys": json.dumps(self.keys)})
+        return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Embeddings | None:
+        """The table, or None where the bytes are damaged: the cache is then made again."""
+        digest, _, body = data.partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            return None
+        try:
+            arrays = load(body)
+            header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
+            return cls(keys=tuple(json.loads(header["keys"])), features=arrays["features"], agreement=arrays.get("agreement"))
+        except (SafetensorError, KeyError, ValueError):
+            return None
+
+
+class Embedding:
+    """Gathers what a network says of pictures that come one by one.
+
+    Args:
+        network: on ``device`` already.
+        batch: pictures a forward pass.
+        device: where the network is.
+    """
+
+    def __init__(self, network: FeatureNetwork, *, batch: int, device: str = "cpu") -> None:
+        self.network, self.batch = network, batch
+        self._batches = Batches(network.embed, batch, device)
+        self._names: list[tuple[str, str, str]] = []
+
+    def add(self, picture: Picture) -> None:
+        """Take the next picture."""
+        self._names.append((picture.prompt_id, picture.key, picture.prompt))
+        self._batches.add(self.network.resized(as_batch([picture.image])))
+
+    def result(self) -> Embeddings:
+        """Of all pictures that came.
+
+        Raises:
+            SettingsError: none did.
+        """
+        if not self._names:
+            raise SettingsError("a set of pictures is empty; there is nothing to compare")
+        order = sorted(range(len(self._names)), key=lambda place: self._names[place])
+        features = self._batches.result()[order]
+        names = [self._names[place] for place in order]
+        return Embeddings(tuple(key for _, key, _ in names), features, self._agreement(features, [prompt for _, _, prompt in names]))
+
+    def _agreement(self, features: NDArray[np.float32], prompts: list[str]) -> NDArray[np.float32] | None:
+        if self.network.read is None:
+            return None
+        texts = sorted(set(prompts))
+        parts = [self.network.read(texts[start : start + self.batch]).cpu() for start in range(0, len(texts), self.batch)]
+        place = {text: number for number, text in enumerate(texts)}
+        read = torch.cat(parts)[[place[prompt] for prompt in prompts]]
+        found: NDArray[np.float32] = cosine_similarity(torch.from_numpy(features), read).numpy()
+        return found
