@@ -261,6 +261,8 @@ class DenoiserSettings(Settings):
     ema: float = Field(0.9995, ge=0, lt=1, description="decay of the moving average that is published")
     snr_gamma: float | None = Field(5.0, gt=0, description="min-SNR weighting; unset: plain noise MSE")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty one")
+    crops: float = later(0.0, ge=0, lt=1, description="share of the samples at low noise that are native-size crops of pictures of twice the side")
+    crops_below: float = later(0.7, gt=0, le=1, description="share of T below which noise counts as low there; above it pictures are always whole")
 
 
 class PretrainingSettings(Settings):

@@ -178,6 +178,20 @@ def encode_all(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
     return latents
 
 
+@torch.inference_mode()
+def encode_crops(model: AutoencoderKL, pictures: NDArray[np.uint8], *, count: int, seed: int, batch: int = 64) -> Tensor:
+    """Posterior means of seeded crops with half the pictures' side, float32 (N, count, C, S/16, S/16) on the model's device, times its scaling factor."""
+    side = pictures.shape[1] // 2
+    corners = torch.randint(side + 1, (len(pictures), count, 2), generator=generator_of(seed, "crops")).tolist()
+    cut = [picture[top : top + side, left : left + side] for picture, places in zip(pictures, corners, strict=True) for top, left in places]
+    parts = []
+    for start in range(0, len(cut), batch):
+        block = torch.from_numpy(np.stack(cut[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts.append(model.encode(block.to(model.device)).latent_dist.mean)
+    latents: Tensor = torch.cat(parts) * model.config.scaling_factor
+    return latents.unflatten(0, (len(pictures), count))
+
+
 @torch.no_grad()
 def fold_statistics(model: AutoencoderKL, latents: Tensor) -> None:
     """Make every latent channel of ``latents`` zero-mean and unit-variance, exactly, by changing the 1x1 convolutions around the latent.

@@ -36,7 +36,7 @@ def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: Artifact
         "## Training",
         "Autoencoder: L1, squared error, finite differences and KL, with a share of steps on halved latents; its latent channels are normalised to "
         "zero mean and unit variance. Denoiser: noise prediction with min-SNR weights on latents of the published autoencoder; the text encoder learns "
-        "along. The published weights are the moving average, in half precision.",
+        f"along.{_crops(settings)} The published weights are the moving average, in half precision.",
         markdown_table("setting", {name: value for name, value in flattened(settings.what()).items() if not init or not name.startswith("autoencoder.")}),
         f"Trained by torch {record['torch']} on a device of kind {record['device']}: other ones draw and sum otherwise and end with other weights.",
         f"Loss of what was trained (of the denoiser its noise MSE), mean over {record['log_every']} steps at the step given:",
@@ -46,6 +46,16 @@ def base_card(settings: PretrainingSettings, ref: ArtifactRef, dataset: Artifact
         f"Pictures: {PICTURES['twemoji']} The weights are passed on under the same terms.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _crops(settings: PretrainingSettings) -> str:
+    denoiser = settings.denoiser
+    if not denoiser.crops:
+        return ""
+    return (
+        f" Below t / T = {denoiser.crops_below:g}, {denoiser.crops:.0%} of its samples are native-size crops of pictures of twice the side, in which "
+        "everything is twice as large: at low noise it knows edges and textures at either scale, as bases do that learnt from photographs. It has seen no larger latent."
+    )
 
 
 def _curve(phase: str, values: Sequence[float], every: int) -> str:

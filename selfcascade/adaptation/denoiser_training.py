@@ -115,7 +115,8 @@ class DenoiserTraining:
 
     Hidden weights of the UNet are stepped by Muon, its update scaled to the size of AdamW's (arXiv 2502.16982, section 2.2), all else by AdamW: the noise
     MSE falls to the same level in half the time that AdamW alone needs. Captions go through the text encoder in every step, for it learns along.
-    Timesteps are stratified over the batch.
+    Timesteps are stratified over the batch. At low noise a share of the samples may be crops, in which everything has twice the size: what noise hides last
+    then does not depend on how large an object is drawn, as in bases that learnt from photographs, while the layout, settled before, is that of whole pictures.
 
     Args:
         settings: architecture and training.
@@ -125,9 +126,23 @@ class DenoiserTraining:
         vocabulary: size of the tokenizer's vocabulary.
         seed: of initial weights, order, timesteps and noise.
         dtype: autocast precision; the weights stay fp32.
+        crops: float32 (N, K, C, h, w), K crops of each picture; needed where ``settings.crops`` is above 0.
     """
 
-    def __init__(self, settings: DenoiserSettings, latents: Tensor, tokens: Tensor, empty: Tensor, *, vocabulary: int, seed: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        settings: DenoiserSettings,
+        latents: Tensor,
+        tokens: Tensor,
+        empty: Tensor,
+        *,
+        vocabulary: int,
+        seed: int,
+        dtype: torch.dtype,
+        crops: Tensor | None = None,
+    ) -> None:
+        if (crops is None) != (settings.crops == 0):
+            raise ValueError(f"crops are {'missing' if crops is None else 'given'} but settings.crops is {settings.crops}")
         self.settings, self.latents, self.seed, self.dtype, self.device = settings, latents, seed, dtype, latents.device
         self.tokens, self.empty = tokens.to(self.device), empty.to(self.device)
         self.unet = build_unet(settings, latent_channels=latents.shape[1], latent_side=latents.shape[-1], seed=seed).to(self.device).train()
@@ -141,6 +156,7 @@ class DenoiserTraining:
             torch.optim.Muon(list(self.matrices), lr=settings.lr, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True, capturable=self.device.type == "cuda"),
         )
+        self.crops = crops
         self.alphas = build_scheduler().alphas_cumprod.to(self.device)
         self.recorded = RecordedStep(self.learn, self.device)
         self.step = 0
@@ -153,10 +169,13 @@ class DenoiserTraining:
         chosen = self._batch()
         count = len(chosen)
         shape = (count, *self.latents.shape[1:])
+        dropped = torch.rand(count, generator=generator) < self.settings.caption_dropout
+        timesteps = stratified_timesteps(count, below=len(self.alphas), generator=generator)
         reached = self.recorded(
             chosen=chosen,
-            dropped=torch.rand(count, generator=generator) < self.settings.caption_dropout,
-            timesteps=stratified_timesteps(count, below=len(self.alphas), generator=generator),
+            dropped=dropped,
+            timesteps=timesteps,
+            **self._closer(timesteps, generator),
             noise=torch.randn(shape, generator=generator_of(self.seed, "noise", self.step, device=self.device), device=self.device),
             factor=torch.tensor(cosine(self.step, self.settings.steps, warmup=150, hold=self.settings.hold), dtype=torch.float64),
             decay=torch.tensor(min(self.settings.ema, (2 + self.step) / (11 + self.step)), dtype=torch.float64),
@@ -164,7 +183,26 @@ class DenoiserTraining:
         self.step += 1
         return reached
 
-    def learn(self, *, chosen: Tensor, dropped: Tensor, timesteps: Tensor, noise: Tensor, factor: Tensor, decay: Tensor) -> Tensor:
+    def _closer(self, timesteps: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Which samples of the batch are crops, and which one of their picture's."""
+        if self.crops is None:
+            return {}
+        cut = torch.rand(len(timesteps), generator=generator) < self.settings.crops
+        which = torch.randint(self.crops.shape[1], (len(timesteps),), generator=generator)
+        return {"cut": cut & (timesteps < self.settings.crops_below * len(self.alphas)), "which": which}
+
+    def learn(
+        self,
+        *,
+        chosen: Tensor,
+        dropped: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        factor: Tensor,
+        decay: Tensor,
+        cut: Tensor | None = None,
+        which: Tensor | None = None,
+    ) -> Tensor:
         """What a step computes, given its draws on the device that trains.
 
         Args:
@@ -174,8 +212,12 @@ class DenoiserTraining:
             noise: float32 (B, C, h, w).
             factor: scalar, of the learning rate.
             decay: scalar, of the moving average.
+            cut: bool (B,), which of them are crops; with crops alone.
+            which: int64 (B,), the crop of the picture.
         """
         clean, tokens = self.latents[chosen], torch.where(dropped[:, None], self.empty, self.tokens[chosen])
+        if self.crops is not None and cut is not None and which is not None:
+            clean = torch.where(cut[:, None, None, None], self.crops[chosen, which], clean)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, encode_all, fold_statistics, psnr
+from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, encode_all, encode_crops, fold_statistics, psnr
 from selfcascade.adaptation.base_card import base_card
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
 from selfcascade.adaptation.denoiser_training import DenoiserTraining, build_scheduler, build_tokenizer, tokenize, wrap_tokenizer
@@ -39,6 +39,8 @@ TRAINING_AUTOENCODER, TRAINING = "training/autoencoder.json", "training/base.jso
 """Put first of a phase's results and last of all: the loss logs."""
 LOG_EVERY = 250
 """Steps that one number of the published loss log is the mean of."""
+CROPS = 2
+"""Crops of each picture that the denoiser may see at low noise."""
 TELL_EVERY = 50
 """Steps between words to whoever watches."""
 
@@ -252,6 +254,7 @@ def _train_denoiser(
         vocabulary=len(tokenizer),
         seed=settings.seed,
         dtype=dtype,
+        crops=encode_crops(autoencoder, pictures.train, count=CROPS, seed=settings.seed).clone() if settings.denoiser.crops else None,
     )
     if init:
         _take_over(training, init)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfcascade.adaptation import pretrain
-from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, build_autoencoder, cosine, encode_all, fold_statistics
+from selfcascade.adaptation.autoencoder_training import AutoencoderTraining, build_autoencoder, cosine, encode_all, encode_crops, fold_statistics
 from selfcascade.adaptation.denoiser_training import DenoiserTraining, build_tokenizer, tokenize
 from selfcascade.config import AutoencoderSettings, ComputeSettings, CurationSettings, DenoiserSettings, PretrainingSettings, TwemojiSource
 from selfcascade.curation.curate import curate_unit, plan_curation, publish_curation, stage_listing
@@ -19,6 +19,7 @@ from selfcascade.settings import SettingsError
 
 AUTOENCODER = AutoencoderSettings(channels=(8, 8, 8, 8), crop=16, batch=4, steps=4, refine_steps=2, equivariance=0.5)
 DENOISER = DenoiserSettings(channels=(16, 16), text_width=16, text_layers=1, batch=8, steps=6, ema=0.9)
+CROPPED = DENOISER.model_copy(update={"crops": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,62 @@ def test_every_sample_is_seen_once_an_epoch():
         epochs.append(seen)
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
     assert epochs[0] != epochs[1]
+
+
+def cropped(latents, crops, *, below=0.7):
+    tokenizer = build_tokenizer(["a"], max_tokens=4)
+    configuration = CROPPED.model_copy(update={"crops_below": below})
+    tokens = tokenize(tokenizer, ["a"] * len(latents))
+    return DenoiserTraining(configuration, latents, tokens, tokenize(tokenizer, [""]), vocabulary=5, seed=3, dtype=torch.float32, crops=crops)
+
+
+def test_crops_are_a_share_of_what_is_at_low_noise_and_none_above(monkeypatch):
+    """Over 200 steps half of the samples below 0.7 T are crops, each of a picture's as often as the other, and none at or above."""
+    training = cropped(torch.zeros(24, 4, 8, 8), torch.zeros(24, 2, 4, 8, 8))
+    drawn = []
+    monkeypatch.setattr(training, "recorded", lambda **draws: drawn.append(draws) or torch.zeros(()))
+    for _ in range(200):
+        training.advance()
+    cut, timesteps, which = (torch.cat([draws[name] for draws in drawn]) for name in ("cut", "timesteps", "which"))
+    assert not cut[timesteps >= 700].any()
+    assert cut[timesteps < 700].float().mean() == pytest.approx(0.5, abs=0.05)
+    assert which[cut].float().mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_crop_stands_in_for_its_picture():
+    """With all samples cut, the loss is that of latents that are the crops; with none, that of the pictures."""
+    generator = torch.Generator().manual_seed(0)
+    latents, crops = torch.randn(8, 4, 8, 8, generator=generator), torch.randn(8, 2, 4, 8, 8, generator=generator)
+    which = torch.tensor([0, 1] * 4)
+
+    def loss(whole, cut):
+        draws = {"chosen": torch.arange(8), "dropped": torch.zeros(8, dtype=torch.bool), "timesteps": torch.arange(8) * 100}
+        scalars = {"factor": torch.tensor(1.0), "decay": torch.tensor(0.9)}
+        return cropped(whole, crops).learn(**draws, **scalars, noise=torch.ones(8, 4, 8, 8), cut=torch.full((8,), cut), which=which)
+
+    assert loss(latents, cut=True) == loss(crops[torch.arange(8), which], cut=False)
+    assert loss(latents, cut=True) != loss(latents, cut=False)
+
+
+def test_crops_are_encoded_from_the_pictures_at_their_full_size(pictures):
+    """Every crop has the native side and is a part of its picture, and is encoded as the autoencoder encodes that part."""
+    model = build_autoencoder(AUTOENCODER, side=32, seed=1).eval()
+    seen = []
+    encode = model.encode
+    model.encode = lambda block: seen.append(block) or encode(block)
+    found = encode_crops(model, pictures[:4], count=3, seed=5, batch=5)
+    cut = torch.cat(seen)
+    assert found.shape == (4, 3, 4, 4, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.flatten(0, 1), encode(cut).latent_dist.mean, atol=1e-5, rtol=1e-4)
+    for number, block in enumerate(((cut + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()):
+        windows = np.lib.stride_tricks.sliding_window_view(pictures[number // 3], (32, 32, 3))[:, :, 0]
+        assert (windows == block).all(axis=(2, 3, 4)).sum() == 1
+
+
+def test_crops_and_their_share_go_together():
+    with pytest.raises(ValueError, match="crops are missing"):
+        cropped(torch.zeros(8, 4, 8, 8), None)
 
 
 @given(st.integers(2, 500), st.integers(1, 50), st.floats(0, 0.9))
@@ -225,7 +282,7 @@ def test_training_goes_on_from_a_base(store, dataset, tmp_path, monkeypatch):
     """Autoencoder and tokenizer stay as they are; at step 0 weights and average are the base's; an interrupted run equals an undisturbed one."""
     first = made(base_settings(), store)
     folder = pulled(first, tmp_path / "first")
-    longer = base_settings(init="bases/small").model_copy(update={"name": "longer"})
+    longer = base_settings(init="bases/small").model_copy(update={"name": "longer", "denoiser": CROPPED})
     assert pretrain.steps_planned(longer) == {"autoencoder": 0, "denoiser": DENOISER.steps}
     trained = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     advance, seen = DenoiserTraining.advance, []
@@ -259,6 +316,8 @@ def test_training_goes_on_from_a_base(store, dataset, tmp_path, monkeypatch):
     card = second.read("README.md").decode()
     assert f"Trained on from `{plan.init}`" in card
     assert "autoencoder.steps" not in card
+    assert "50% of its samples are native-size crops" in card
+    assert "crops" not in first.read("README.md").decode()
 
 
 def test_a_base_of_another_shape_is_refused(store, dataset):
