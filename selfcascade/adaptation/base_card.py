@@ -54,7 +54,8 @@ def _crops(settings: PretrainingSettings) -> str:
         return ""
     return (
         f" Below t / T = {denoiser.crops_below:g}, {denoiser.crops:.0%} of its samples are native-size crops of pictures of twice the side, in which "
-        "everything is twice as large: at low noise it knows edges and textures at either scale, as bases do that learnt from photographs. It has seen no larger latent."
+        "everything is twice as large: at low noise it knows edges and textures at either scale, as bases do that learnt from "
+        "photographs. It has seen no larger latent."
     )
 
 
