@@ -18,12 +18,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from selfcascade.config import EvaluationSettings, FurtherFeatures, GateSettings
 from selfcascade.evaluation import measured_set
 from selfcascade.evaluation.cmmd import CmmdBlock
+from selfcascade.evaluation.embeddings import Embedding, Embeddings
 from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, read_results
 from selfcascade.evaluation.features import as_batch, load_features
+from selfcascade.evaluation.further_metrics import clip_scores
 from selfcascade.evaluation.gate import GateFailed, check_gate
 from selfcascade.evaluation.intervals import half_samples
 from selfcascade.evaluation.report import render_report
 from selfcascade.evaluation.sets import read_pictures
+from selfcascade.evaluation.tables import Picture
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact
 
@@ -172,6 +175,27 @@ def test_a_gate_holds_them_too(results):
 def test_a_network_is_named_once():
     with pytest.raises(ValueError, match="names a network twice"):
         EvaluationSettings(further=(FurtherFeatures(network="clip"), FurtherFeatures(network="clip", batch=2)))
+
+
+def test_a_picture_is_held_against_its_own_prompt(clip_folder):
+    """Pictures that come in any order, several of one prompt: each cosine is that of the picture and its prompt, in the order of prompts and keys."""
+    network = load_features(FurtherFeatures(network="clip", weights=clip_folder))
+    images = [np.random.default_rng(number).integers(0, 256, (28, 28, 3), dtype=np.uint8) for number in range(5)]
+    names = [("p3", "c", "zebra"), ("p1", "a", "cat"), ("p2", "d", "old dog"), ("p1", "b", "cat"), ("p0", "e", "x")]
+    embedding = Embedding(network, batch=2)
+    for image, (prompt_id, key, prompt) in zip(images, names, strict=True):
+        embedding.add(Picture(key, prompt_id, image, prompt))
+    found = embedding.result()
+    order = [4, 1, 3, 2, 0]
+    assert found.keys == tuple(names[place][1] for place in order)
+    expected = [float(cosine_similarity(network(as_batch([images[place]])), network.read([names[place][2]]))) for place in order]
+    assert np.ptp(expected) > 1e-2
+    assert found.agreement.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_picture_that_contradicts_its_prompt_scores_nothing():
+    table = Embeddings(("a", "b"), np.zeros((2, 3), np.float32), np.array([-0.5, 0.25], np.float32))
+    assert clip_scores(table).tolist() == [0, 25]
 
 
 @examples(max_examples=30, deadline=None)

@@ -98,11 +98,13 @@ def test_a_folder_that_is_something_else_is_refused(clip_folder, dinov2_folder, 
 def test_nothing_is_downloaded_unless_it_is_allowed(network, tmp_path, monkeypatch):
     """Without a folder and with an empty cache no request is made, and no other network stands in."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *rest, **more: asked.append(host) or pytest.fail(f"{host} was looked up"))
     with pytest.raises(SettingsError, match=r"not in the cache of the model hub; allow its download by evaluation\.features\.download=true"):
         load_features(FeatureSettings(network=network))
     with pytest.raises(SettingsError, match="no folder /nowhere/here"):
         load_features(FeatureSettings(network=network, weights=Path("/nowhere/here")))
+    assert asked == []
 
 
 def test_the_cache_of_the_hub_is_found(clip_folder, tmp_path, monkeypatch):
