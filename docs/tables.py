@@ -249,7 +249,7 @@ def methods() -> str:
 
 def table(results: Results) -> str:
     """Markdown: a row for each method, a column for each metric; then each step of the method against the one before it."""
-    metrics = [metric for metric in METRICS if metric.better == "lower"]
+    metrics = [metric for metric in results.metrics if metric.better == "lower"]
     lines = [_row(["", *(heading(metric) for metric in metrics)]), _row(["---", *["---:"] * len(metrics)])]
     for row in results.shown():
         lines.append(_row([row.label, *(_cell(row.numbers[metric.name], metric) for metric in metrics)]))

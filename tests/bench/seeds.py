@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.records import commit, machine
 
-from selfcascade.evaluation.results import METRICS, Results
+from selfcascade.evaluation.results import Results
 
 GUIDED, FREE = "tuned", "tuning-free"
 
@@ -36,7 +36,7 @@ def results_of(seed: int, arguments: argparse.Namespace) -> Results:
 def gains(found: dict[int, Results]) -> dict[str, dict[str, object]]:
     """Of each metric, by how much every seed's tuned row lies below the tuning-free row, their mean, and the standard deviation between seeds."""
     rows: dict[str, dict[str, object]] = {}
-    for metric in METRICS:
+    for metric in next(iter(found.values())).metrics:
         values = {}
         for seed, results in found.items():
             numbers = {row.label: row.numbers[metric.name].value for row in results.rows}
