@@ -189,7 +189,7 @@ def encode_crops(model: AutoencoderKL, pictures: NDArray[np.uint8], *, count: in
         block = torch.from_numpy(np.stack(cut[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append(model.encode(block.to(model.device)).latent_dist.mean)
     latents: Tensor = torch.cat(parts) * model.config.scaling_factor
-    return latents.unflatten(0, (len(pictures), count))
+    return latents.view(len(pictures), count, *latents.shape[1:])
 
 
 @torch.no_grad()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from torch.nn.functional import cosine_similarity
 
 from selfcascade.evaluation.features import as_batch
 from selfcascade.evaluation.networks.network import FeatureNetwork
+from selfcascade.evaluation.sealed import sealed, unsealed
 from selfcascade.evaluation.tables import Batches, Picture
 from selfcascade.settings import SettingsError
 
@@ -33,23 +30,17 @@ class Embeddings:
         return len(self.keys)
 
     def to_bytes(self) -> bytes:
-        """Digest, newline, safetensors: the form in the cache."""
-        arrays = {"features": np.ascontiguousarray(self.features)} | ({} if self.agreement is None else {"agreement": self.agreement})
-        body = save(arrays, metadata={"keys": json.dumps(self.keys)})
-        return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+        """The form in the cache."""
+        return sealed({"features": self.features} | ({} if self.agreement is None else {"agreement": self.agreement}), self.keys)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Embeddings | None:
         """The table, or None where the bytes are damaged: the cache is then made again."""
-        digest, _, body = data.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        found = unsealed(data)
+        if found is None or "features" not in found[0]:
             return None
-        try:
-            arrays = load(body)
-            header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-            return cls(keys=tuple(json.loads(header["keys"])), features=arrays["features"], agreement=arrays.get("agreement"))
-        except (SafetensorError, KeyError, ValueError):
-            return None
+        arrays, keys = found
+        return cls(keys=tuple(keys), features=arrays["features"], agreement=arrays.get("agreement"))
 
 
 class Embedding:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from torch import Tensor
 
 from selfcascade.evaluation.crops import crop_corners, cut
@@ -21,6 +17,7 @@ from selfcascade.evaluation.layout import shrink
 from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.objects import count_objects
 from selfcascade.evaluation.resize import resize
+from selfcascade.evaluation.sealed import sealed, unsealed
 from selfcascade.evaluation.spectrum import spectrum
 from selfcascade.settings import SettingsError
 
@@ -69,36 +66,27 @@ class FeatureTable:
         return len(self.keys)
 
     def to_bytes(self) -> bytes:
-        """Digest, newline, safetensors: the form in the cache."""
+        """The form in the cache."""
         arrays: dict[str, NDArray[Any]] = {"features": self.features, "small": self.small, "objects": self.objects}
         arrays |= {name: array for name, array in (("crops", self.crops), ("spectra", self.spectra)) if array is not None}
-        # safetensors writes the memory as it lies, whatever the strides say.
-        packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        # One entry of metadata: safetensors writes several in an order of chance.
-        body = save(packed, metadata={"names": json.dumps([self.keys, self.prompt_ids])})
-        return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+        return sealed(arrays, [self.keys, self.prompt_ids])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FeatureTable | None:
         """The table, or None where the bytes are damaged: the cache is then made again."""
-        digest, _, body = data.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        found = unsealed(data)
+        if found is None or not {"features", "small", "objects"} <= set(found[0]):
             return None
-        try:
-            arrays = load(body)
-            header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-            keys, prompt_ids = (tuple(names) for names in json.loads(header["names"]))
-            return cls(
-                keys=keys,
-                prompt_ids=prompt_ids,
-                features=arrays["features"],
-                crops=arrays.get("crops"),
-                small=arrays["small"],
-                objects=arrays["objects"],
-                spectra=arrays.get("spectra"),
-            )
-        except (SafetensorError, KeyError, ValueError):
-            return None
+        arrays, (keys, prompt_ids) = found
+        return cls(
+            keys=tuple(keys),
+            prompt_ids=tuple(prompt_ids),
+            features=arrays["features"],
+            crops=arrays.get("crops"),
+            small=arrays["small"],
+            objects=arrays["objects"],
+            spectra=arrays.get("spectra"),
+        )
 
 
 def extract(
