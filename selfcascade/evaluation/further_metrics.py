@@ -56,8 +56,8 @@ def _cmmd(shared: Shared, measured: Measured, name: str, own: Tensor, reference:
         blank(measured, _TOO_MANY, name)
         return
     block = CmmdBlock.of(own, reference)
-    number = Number(value=float(block.distance()))
     measured.values[name] = float(block.distance())
+    number = Number(value=measured.values[name])
     if rows is not None and columns is not None:
         measured.replicates[name] = block.distance(rows, columns)
         number = number.model_copy(update={"error": shared.halves.error(measured.replicates[name])})

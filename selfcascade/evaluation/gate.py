@@ -16,9 +16,7 @@ from selfcascade.settings import SettingsError
 log = logging.getLogger(__name__)
 
 NAMED = {metric.name: metric for metric in METRICS}
-
-
-_MAY_DIFFER = ("device", "libraries", "threads", "batch", "further")
+_MAY_DIFFER = {"device", "libraries", "threads", "batch", "further"}
 """Of two protocols: what moves a number by rounding alone, and networks that only one of them has."""
 
 
@@ -82,7 +80,7 @@ def _comparable(before: Results, after: Results) -> None:
     others = {further.setting: further for further in after.protocol.further}
     pairs += [(further, others[further.setting]) for further in before.protocol.further if further.setting in others]
     for one, other in pairs:
-        for name, value in one.model_dump(exclude=set(_MAY_DIFFER)).items():
+        for name, value in one.model_dump(exclude=_MAY_DIFFER).items():
             if value != getattr(other, name):
                 raise SettingsError(
                     f"evaluation.gate.against: {before.name} was measured with another {name} ({value!r}); compare with a report of one protocol"

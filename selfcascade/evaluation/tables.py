@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,24 +89,10 @@ class FeatureTable:
         )
 
 
-def extract(
-    pictures: Iterable[Picture],
-    network: FeatureNetwork,
-    *,
-    small: tuple[int, int],
-    crops: CropPlan | None,
-    batch: int,
-    device: str = "cpu",
-) -> FeatureTable:
-    """One pass over a set: every picture is decoded once and its full size is held alone, whatever the set's length. As :class:`Extraction`."""
-    extraction = Extraction(network, small=small, crops=crops, batch=batch, device=device)
-    for picture in pictures:
-        extraction.add(picture)
-    return extraction.result()
-
-
 class Extraction:
     """Gathers what there is to know of pictures that come one by one, in the order of their keys: a picture's place fixes its crops.
+
+    Each is held in its full size alone, whatever the set's length.
 
     Args:
         network: on ``device`` already.

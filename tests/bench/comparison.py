@@ -21,7 +21,7 @@ from selfcascade.evaluation.layout import analysis_size
 from selfcascade.evaluation.metrics import measure
 from selfcascade.evaluation.results import Difference, Row
 from selfcascade.evaluation.sets import PictureSet
-from selfcascade.evaluation.tables import CropPlan, Picture, extract
+from selfcascade.evaluation.tables import CropPlan, Extraction, Picture
 from selfcascade.generation.methods import BUILDS_ON_BASE, METHODS, base_latents
 from selfcascade.generation.prompts import Prompt
 from selfcascade.generation.seeds import SampleSpec, sample_specs
@@ -113,7 +113,10 @@ def compare(
         method = "real" if label == "real" else settings[label].method
         crops = CropPlan(size=(height, width), side=evaluation.crop, count=evaluation.crops_per_image, seed=evaluation.seed) if method != "base" else None
         shown = (Picture(key=each, prompt_id=each, image=picture) for each, picture in zip(ids, pictures, strict=True))
-        tables[label] = extract(shown, network, small=analysis_size(base), crops=crops, batch=16)
+        extraction = Extraction(network, small=analysis_size(base), crops=crops, batch=16)
+        for picture in shown:
+            extraction.add(picture)
+        tables[label] = extraction.result()
         ref = ArtifactRef(kind="samples", name=f"row-{len(sets)}", version="0" * 64, uri="s3://none")
         eta = 0.0 if label == "real" else settings[label].cascade.eta
         sets.append(PictureSet(label=label, method=method, ref=ref, height=height, width=width, count=len(pictures), eta=eta))

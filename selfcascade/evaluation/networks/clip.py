@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.networks.network import NetworkKind
-from selfcascade.evaluation.networks.weights import CONFIG, MODEL, model_folder
-from selfcascade.settings import SettingsError
+from selfcascade.evaluation.networks.weights import MODEL, config_of, model_folder, not_loading, pretrained
 
 HUB_ID = "openai/clip-vit-large-patch14-336"
 """The encoder that CMMD was published with; MIT."""
@@ -36,9 +34,7 @@ def kind_of(path: Path) -> NetworkKind:
     Raises:
         SettingsError: it is no CLIP.
     """
-    found = json.loads(path.with_name(CONFIG).read_text(encoding="utf-8"))
-    if found.get("model_type") != "clip":
-        raise SettingsError(f"evaluation.features.weights: {path.parent} holds a model of type {found.get('model_type')!r}, not CLIP")
+    config_of(path, "clip", "CLIP")
     config = _config(path)
     vision = config.vision_config
     name = f"CLIP ({vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size})"
@@ -53,13 +49,11 @@ def load(path: Path) -> Encoders:
     """
     from transformers import AutoTokenizer, CLIPModel
 
+    model = pretrained(CLIPModel, path, "CLIP")
     try:
-        model, told = CLIPModel.from_pretrained(path.parent, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path.parent)
     except (OSError, ValueError, RuntimeError) as error:
-        raise SettingsError(f"evaluation.features.weights: {path.parent} does not load as CLIP: {' '.join(str(error).split())[:120]}") from None
-    if told["missing_keys"]:
-        raise SettingsError(f"evaluation.features.weights: {path} lacks {sorted(told['missing_keys'])[0]}; it is not the CLIP of its config.json")
+        raise not_loading(path, "CLIP", error) from None
     return Encoders(model, tokenizer)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.networks.network import NetworkKind
-from selfcascade.evaluation.networks.weights import CONFIG, MODEL, model_folder
-from selfcascade.settings import SettingsError
+from selfcascade.evaluation.networks.weights import MODEL, config_of, model_folder, pretrained
 
 HUB_ID = "facebook/dinov2-large"
 """The encoder of EDM2's FD-DINOv2; Apache-2.0."""
@@ -35,9 +33,7 @@ def kind_of(path: Path) -> NetworkKind:
     Raises:
         SettingsError: it is no DINOv2.
     """
-    config = json.loads(path.with_name(CONFIG).read_text(encoding="utf-8"))
-    if config.get("model_type") != "dinov2":
-        raise SettingsError(f"evaluation.features.weights: {path.parent} holds a model of type {config.get('model_type')!r}, not DINOv2")
+    config = config_of(path, "dinov2", "DINOv2")
     name = f"DINOv2 ({config['num_hidden_layers']} layers of {config['hidden_size']}, patches of {config['patch_size']})"
     return NetworkKind(name, config["hidden_size"], SIDE, "(x / 255 - mean) / deviation of ImageNet", "Apache-2.0")
 
@@ -50,13 +46,7 @@ def load(path: Path) -> nn.Module:
     """
     from transformers import Dinov2Model
 
-    try:
-        model, told = Dinov2Model.from_pretrained(path.parent, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SettingsError(f"evaluation.features.weights: {path.parent} does not load as DINOv2: {' '.join(str(error).split())[:120]}") from None
-    if told["missing_keys"]:
-        raise SettingsError(f"evaluation.features.weights: {path} lacks {sorted(told['missing_keys'])[0]}; it is not the DINOv2 of its config.json")
-    return Encoder(model)
+    return Encoder(pretrained(Dinov2Model, path, "DINOv2"))
 
 
 class Encoder(nn.Module):

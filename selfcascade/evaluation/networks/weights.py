@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from selfcascade.config import FeatureSettings
 from selfcascade.settings import SettingsError
@@ -42,6 +46,38 @@ def model_folder(settings: FeatureSettings, *, default: str, others: Sequence[st
         if not (folder / name).is_file():
             raise SettingsError(f"evaluation.features.weights: {chosen} has no {name}; {settings.network} needs {', '.join(needed)}")
     return folder
+
+
+def config_of(path: Path, model_type: str, name: str) -> dict[str, Any]:
+    """The ``config.json`` beside the weights at ``path``.
+
+    Raises:
+        SettingsError: it is of another type of model than ``name``.
+    """
+    config: dict[str, Any] = json.loads(path.with_name(CONFIG).read_text(encoding="utf-8"))
+    if config.get("model_type") != model_type:
+        raise SettingsError(f"evaluation.features.weights: {path.parent} holds a model of type {config.get('model_type')!r}, not {name}")
+    return config
+
+
+def pretrained(model: Any, path: Path, name: str) -> Any:
+    """A model of the class ``model`` of transformers, with the weights at ``path``, in float32.
+
+    Raises:
+        SettingsError: the weights are not those of the configuration beside them.
+    """
+    try:
+        loaded, told = model.from_pretrained(path.parent, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise not_loading(path, name, error) from None
+    if told["missing_keys"]:
+        raise SettingsError(f"evaluation.features.weights: {path} lacks {sorted(told['missing_keys'])[0]}; it is not the {name} of its config.json")
+    return loaded
+
+
+def not_loading(path: Path, name: str, error: Exception) -> SettingsError:
+    """What to raise where the folder of ``path`` cannot be loaded as ``name``."""
+    return SettingsError(f"evaluation.features.weights: {path.parent} does not load as {name}: {' '.join(str(error).split())[:120]}")
 
 
 def _from_hub(repository: str, needed: Sequence[str], *, download: bool) -> Path:
