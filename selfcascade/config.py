@@ -562,7 +562,7 @@ class GateSettings(Settings):
 class EvaluationSettings(Settings):
     """Distances between samples, real pictures and the base's own samples."""
 
-    FORMAT = 2  # precision, recall, density, coverage, and power of detail
+    FORMAT = 3  # errors of precision, recall, density and coverage; the pictures that look most and least real
 
     name: Name = where("report", description="name of the report artifact")
     dataset: str = where("datasets/pictures", description="dataset artifact with the real pictures")
@@ -577,6 +577,7 @@ class EvaluationSettings(Settings):
     half_samples: int = Field(200, ge=2, description="half-samples without replacement behind each interval")
     seed: int = Field(0, ge=0, description="seed of crops, subsets and half-samples")
     sheet_prompts: int = Field(16, ge=1, le=64, description="prompts on the contact sheet")
+    extreme_pictures: int = Field(3, ge=0, le=16, description="pictures of each method that look least real, and as many that look most real, in the report")
     chosen_on: Literal["train", "tune", "test"] = Field("tune", description="split that K, learning rate and taps were chosen on; the report says so")
     gate: GateSettings = where(GateSettings(), description="the run fails where the report is worse than another")
 

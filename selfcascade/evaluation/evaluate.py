@@ -16,13 +16,14 @@ from selfcascade.evaluation.layout import analysis_size
 from selfcascade.evaluation.lineage import curves_of, lineage_of
 from selfcascade.evaluation.measured_set import bytes_of, is_cached, measured_set
 from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
-from selfcascade.evaluation.pictures import read_sheet, sheet_png, sheet_rows
+from selfcascade.evaluation.pictures import extremes_of, read_shown, sheet_png, sheet_rows
 from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
 from selfcascade.evaluation.report import Times, render_report
-from selfcascade.evaluation.results import Results, Spectrum
+from selfcascade.evaluation.results import Extreme, Results, Spectrum
 from selfcascade.evaluation.sets import PictureSet, real_set, sample_sets
 from selfcascade.evaluation.tables import FeatureTable
 from selfcascade.evaluation.text_tables import latex_table, markdown_table
+from selfcascade.generation import samples as generated
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
@@ -149,7 +150,7 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
     artifact.put(METRICS_PARQUET, results.to_parquet())
     artifact.put(TABLE_MARKDOWN, markdown_table(results).encode())
     artifact.put(TABLE_LATEX, latex_table(results).encode())
-    pictures = read_sheet(store, [item for item in plan.sets if item.method != "real"], results.sheet)
+    pictures = read_shown(store, [item for item in plan.sets if item.method != "real"], results)
     artifact.put(SHEET, sheet_png(results, pictures))
     artifact.put(REPORT, render_report(results, pictures).encode())
     return artifact.publish(counts=_counts(results), objects=[METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT])
@@ -181,7 +182,7 @@ def timed_report(store: Store, ref: ArtifactRef, times: Times) -> str:
     """The page of a published report with what the run took. Two equal runs do not share it, so it is no part of the artifact: it belongs under ``runs/``."""
     results = read_results(store, ref)
     sets = sample_sets(store, {row.label: resolve(store, row.artifact).ref for row in results.rows})
-    return render_report(results, read_sheet(store, sets, results.sheet), times)
+    return render_report(results, read_shown(store, sets, results), times)
 
 
 def evaluate(
@@ -228,11 +229,22 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         chosen_on=settings.chosen_on,
         prompts_from=_prompts_from(store, plan.dataset, first.prompt_ids),
         sheet=sheet_rows(store, methods[0].ref, settings.sheet_prompts),
+        extremes=_extremes(settings, store, plan.sets, tables, {row.label for row in rows if row.shown}),
         lineage=lineage,
         curves=curves_of(store, lineage),
         spectra=_spectra(plan.sets, tables, {row.label for row in rows if row.shown}),
         settings=settings.what(),
     )
+
+
+def _extremes(
+    settings: EvaluationSettings, store: Store, sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable], shown: set[str]
+) -> tuple[Extreme, ...]:
+    """Of the real set, which comes first, and of the shown methods."""
+    real, *methods = sets
+    prompts = {row["key"]: row["prompt"] for row in generated.read_table(Artifact(store, methods[0].ref)).select(["key", "prompt"]).to_pylist()}
+    chosen = [item.label for item in methods if item.label in shown]
+    return tuple(each for label in chosen for each in extremes_of(tables[real.label].features, tables[label], label, prompts, settings.extreme_pictures))
 
 
 def _spectra(sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable], shown: set[str]) -> tuple[Spectrum, ...]:

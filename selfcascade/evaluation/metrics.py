@@ -15,7 +15,7 @@ from selfcascade.evaluation.distances import fid, kid
 from selfcascade.evaluation.embeddings import Embeddings
 from selfcascade.evaluation.further_metrics import further_floor, measure_further
 from selfcascade.evaluation.layout import layout_distances
-from selfcascade.evaluation.manifold import manifold
+from selfcascade.evaluation.manifold import NAMES, manifold, manifold_replicates
 from selfcascade.evaluation.measured import Further, Halves, Measured, Shared, blank, flat, frechet_number, mean_number, value_of
 from selfcascade.evaluation.results import METRICS, Difference, Number, Row, metrics_with
 from selfcascade.evaluation.sets import PictureSet
@@ -84,7 +84,7 @@ def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable
         numbers |= {"pkid_r": _kid_number(settings, rest, whole), "pfid_r": Number(value=fid(rest, whole))}
     numbers["objects"] = Number(value=float(table.objects.mean()))
     if (found := manifold(torch.from_numpy(table.features[others]), torch.from_numpy(table.features[some]))) is not None:
-        numbers |= {f"{name}_r": Number(value=getattr(found, name)) for name in ("precision", "recall", "density", "coverage")}
+        numbers |= {f"{name}_r": Number(value=getattr(found, name)) for name in NAMES}
     if table.spectra is not None:
         numbers["detail_r"] = Number(value=float(detail(table.spectra[some]).mean() / detail(table.spectra[others]).mean()))
     for name, embedded in (further or {}).items():
@@ -126,7 +126,7 @@ def _measure_one(shared: Shared, item: PictureSet, table: FeatureTable) -> Measu
     else:
         _distance(shared, measured, "pkid_r", "pfid_r", flat(table.crops), shared.real_crops, halves.crop_rows, halves.crop_columns)
     mean_number(shared, measured, "objects", table.objects)
-    _manifold(measured, features, shared.real)
+    _manifold(shared, measured, features)
     _detail(shared, measured, table)
     why = _why_not_against_base(shared, item)
     measure_further(shared, measured, item.label, why)
@@ -163,14 +163,20 @@ def _distance(
     frechet_number(shared, measured, fid_name, block, features, reference, rows, columns)
 
 
-def _manifold(measured: Measured, features: Tensor, real: Tensor) -> None:
-    found = manifold(real, features)
-    for name in ("precision", "recall", "density", "coverage"):
-        if found is None:
-            blank(measured, "too few pictures to have neighbours", f"{name}_r")
-        else:
-            measured.values[f"{name}_r"] = getattr(found, name)
-            measured.numbers[f"{name}_r"] = Number(value=measured.values[f"{name}_r"])
+def _manifold(shared: Shared, measured: Measured, features: Tensor) -> None:
+    found = manifold(shared.real, features)
+    if found is None:
+        blank(measured, "too few pictures to have neighbours", *(f"{name}_r" for name in NAMES))
+        return
+    rows, columns = shared.halves.rows, shared.halves.columns
+    drawn = None if rows is None or columns is None else manifold_replicates(shared.real, features, columns, rows)
+    for name in NAMES:
+        value, error = getattr(found, name), None
+        if drawn is not None:
+            measured.replicates[f"{name}_r"] = drawn[name]
+            error = shared.halves.error(drawn[name])
+        measured.values[f"{name}_r"] = value
+        measured.numbers[f"{name}_r"] = Number(value=value, error=error)
 
 
 def _detail(shared: Shared, measured: Measured, table: FeatureTable) -> None:

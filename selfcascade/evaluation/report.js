@@ -33,25 +33,23 @@ function sorted(rows, column, sign) {
   });
 }
 
-const sheet = document.querySelector(".sheet");
 const dialog = document.querySelector("dialog");
-if (sheet && dialog) {
-  const rows = [...sheet.tBodies[0].rows];
-  const labels = [...sheet.tHead.rows[0].cells].slice(1).map((cell) => cell.textContent);
+if (dialog) {
+  const rows = [...document.querySelectorAll(".sheet tbody tr")];
   const panes = dialog.querySelector(".panes");
   let [place, scale, near] = [0, 3, false];
 
   const show = (wanted) => {
     place = (wanted + rows.length) % rows.length;
     dialog.querySelector("h3").textContent = rows[place].cells[0].textContent;
-    panes.replaceChildren(...[...rows[place].querySelectorAll("img")].map((picture, column) => {
+    panes.replaceChildren(...[...rows[place].querySelectorAll("img")].map((picture) => {
       const figure = document.createElement("figure");
       const pane = document.createElement("div");
       const caption = document.createElement("figcaption");
       const copy = new Image(picture.naturalWidth, picture.naturalHeight);
       copy.src = picture.src;
       copy.alt = picture.alt;
-      caption.textContent = labels[column];
+      caption.textContent = picture.dataset.caption;
       pane.append(copy);
       figure.append(pane, caption);
       return figure;
@@ -71,7 +69,7 @@ if (sheet && dialog) {
     dialog.showModal();
   };
 
-  for (const picture of sheet.querySelectorAll("img")) {
+  for (const picture of document.querySelectorAll(".sheet img")) {
     picture.tabIndex = 0;
     picture.role = "button";
     picture.addEventListener("click", () => open(picture));

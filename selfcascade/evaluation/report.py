@@ -58,12 +58,23 @@ class _Cell:
     """What the cell is sorted by."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A picture on the page."""
+
+    uri: str
+    row: Row
+    alt: str
+    caption: str
+    """What is told under it when it is shown large."""
+
+
 def render_report(results: Results, pictures: Pictures, times: Times | None = None) -> str:
     """The page.
 
     Args:
         results: every number, the curves, the lineage, the settings.
-        pictures: those of ``results.sheet`` by label.
+        pictures: those of ``results.sheet`` and of ``results.extremes``.
         times: what the run took. Without it the page is a function of the results and pictures alone, byte for byte.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -86,9 +97,10 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         direct=[(row, [_number_cell(metric, row) for metric in results.metrics]) for row in direct] if len(direct) > 1 else [],
         sheet_labels=[row.label for row in shown],
         sheet=[
-            (line.prompt, [(row.label, data_uri(pictures[row.label][place]), row.width, row.height) for row in shown])
-            for place, line in enumerate(results.sheet)
+            (line.prompt, [_Shown(data_uri(pictures[row.label][line.key]), row, f"{row.label}: {line.prompt}", row.label) for row in shown])
+            for line in results.sheet
         ],
+        extremes=_extremes(results, pictures),
         spectra=Markup(spectrum_svg(results.spectra)) if len(results.spectra) > 1 else "",
         curves=[(curve, Markup(loss_svg(curve))) for curve in results.curves if len(curve.steps) > 1],
         times=times,
@@ -173,6 +185,21 @@ def _reasons(results: Results) -> list[tuple[str, list[str], str]]:
             if row.numbers[metric.name].value is None:
                 found.setdefault((row.label, row.numbers[metric.name].why), []).append(metric.heading)
     return [(label, headings, why) for (label, why), headings in found.items()]
+
+
+def _extremes(results: Results, pictures: Pictures) -> list[tuple[Row, list[tuple[str, _Shown]]]]:
+    """Of each method that has any, the picture and what is written under it, from the least real to the most."""
+    found = []
+    for row in results.shown():
+        cells = []
+        for each in results.extremes:
+            if each.label == row.label:
+                side: str = each.side
+                text = f"{each.realism:.2f} {each.prompt}"
+                cells.append((side, _Shown(data_uri(pictures[row.label][each.key]), row, f"{row.label}, {side} real: {each.prompt}", text)))
+        if cells:
+            found.append((row, cells))
+    return found
 
 
 def _pairs(results: Results) -> list[tuple[str, str, list[_Cell]]]:

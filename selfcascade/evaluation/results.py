@@ -204,6 +204,16 @@ class SheetRow(_Record):
     prompt: str
 
 
+class Extreme(_Record):
+    """A picture that looks less, or more, real than a method's others."""
+
+    label: str
+    key: str
+    prompt: str
+    realism: float = Field(description="realism score; from 1 on the picture lies among real ones")
+    side: Literal["least", "most"]
+
+
 class Results(_Record):
     """Everything that a report says, but for the pictures, and for the times, which two equal runs do not share."""
 
@@ -222,6 +232,7 @@ class Results(_Record):
     chosen_on: str = Field(description="split that K, learning rate and taps were chosen on")
     prompts_from: str = Field(description="dataset split that the prompts are captions of")
     sheet: tuple[SheetRow, ...]
+    extremes: tuple[Extreme, ...] = Field((), description="of each shown method, the least real first and the most real last")
     lineage: tuple[Lineage, ...]
     curves: tuple[Curve, ...]
     spectra: tuple[Spectrum, ...] = Field((), description="of the real pictures, then of each method of their size")

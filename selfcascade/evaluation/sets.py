@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from itertools import islice
 from typing import Literal, get_args
 
@@ -99,8 +99,8 @@ def _check_pairs(tables: Mapping[str, pa.Table]) -> None:
         raise SettingsError(f"samples {first!r}: prompt {most!r} has {many} samples but {least!r} has {few}; errors need equal numbers")
 
 
-def read_pictures(store: Store, chosen: PictureSet) -> Iterator[Picture]:
-    """The pictures of a set in the order of their keys, one shard on disk at a time, every object verified.
+def read_pictures(store: Store, chosen: PictureSet, keys: Set[str] | None = None) -> Iterator[Picture]:
+    """The pictures of a set in the order of their keys, one shard on disk at a time, every object verified; of samples, with ``keys``, only these.
 
     Raises:
         IntegrityError: stored bytes are not the committed ones; names the object.
@@ -110,7 +110,7 @@ def read_pictures(store: Store, chosen: PictureSet) -> Iterator[Picture]:
     if chosen.method == "real":
         found = (Picture(sample.key, sample.key, sample.image, sample.caption) for sample in read_samples(artifact, chosen.split))
     else:
-        found = (Picture(sample.key, sample.spec.prompt_id, sample.image, sample.prompt) for sample in read_generated(artifact))
+        found = (Picture(sample.key, sample.spec.prompt_id, sample.image, sample.prompt) for sample in read_generated(artifact, keys))
     for picture in islice(found, chosen.count):
         height, width = picture.image.shape[:2]
         if (height, width) != (chosen.height, chosen.width):

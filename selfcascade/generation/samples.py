@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +103,10 @@ def shard_table(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def read_generated(artifact: Artifact) -> Iterator[Sample]:
+def read_generated(artifact: Artifact, keys: Set[str] | None = None) -> Iterator[Sample]:
     """Samples of a published artifact in key order, one shard on disk at a time, every object verified against the manifest.
+
+    With ``keys`` only these samples; shards without any are not fetched.
 
     Raises:
         NotFound: the artifact is not published.
@@ -112,17 +114,25 @@ def read_generated(artifact: Artifact) -> Iterator[Sample]:
     """
     with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder:
         for key in _shards(artifact, ".tar"):
+            if keys is not None and keys.isdisjoint(_table(artifact, key.removesuffix(".tar") + ".parquet")["key"].to_pylist()):
+                continue
             path = Path(folder, "shard.tar")
             artifact.download(key, path)
             for stored in read_tar(path):
+                if keys is not None and stored.fields["key"] not in keys:
+                    continue
                 spec = SampleSpec(**{name: stored.fields[name] for name in SampleSpec.__slots__})
                 yield Sample(spec=spec, image=stored.pixels())
 
 
 def read_table(artifact: Artifact) -> pa.Table:
     """All rows of a published artifact in key order, without its pictures. Raises as :func:`read_generated`."""
-    tables = [pq.read_table(io.BytesIO(artifact.read(key)), schema=SCHEMA) for key in _shards(artifact, ".parquet")]
+    tables = [_table(artifact, key) for key in _shards(artifact, ".parquet")]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _table(artifact: Artifact, key: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(artifact.read(key)), schema=SCHEMA)
 
 
 def _shards(artifact: Artifact, extension: str) -> list[str]:

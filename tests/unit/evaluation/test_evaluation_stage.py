@@ -7,13 +7,17 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from discs import COUNT, disc, publish_dataset, publish_methods, publish_samples
 from PIL import Image
 
 from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, read_results, timed_report
+from selfcascade.evaluation.manifold import realism
+from selfcascade.evaluation.measured_set import measured_set
 from selfcascade.evaluation.report import Cost, Times
 from selfcascade.evaluation.results import Number, metrics_with
+from selfcascade.generation.samples import read_generated
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, IntegrityError, NotFound
 
@@ -208,3 +212,21 @@ def test_the_numbers_of_the_run_that_was_first_are_the_reports(scene, settings):
     assert artifact.read("report.html").decode().count(">123.5") >= 5
     table = pq.read_table(io.BytesIO(artifact.read("metrics.parquet"))).to_pylist()
     assert {row["value"] for row in table if row["metric"] == "kid_r" and row["method"] != "real"} == {0.123456}
+
+
+def test_the_least_and_the_most_real_pictures_of_each_method_are_shown(scene, settings):
+    """By the realism of their features, each with its own prompt; none on both sides, and none where none are asked for."""
+    results = read_results(scene.store, scene.report)
+    plan = plan_evaluation(settings.model_copy(update={"kid_subsets": 11}), scene.store, scene.dataset, scene.samples)
+    tables = {item.label: measured_set(settings, scene.store, plan, place).table for place, item in enumerate(plan.sets)}
+    for row in results.shown():
+        own = [each for each in results.extremes if each.label == row.label]
+        assert [each.side for each in own] == ["least"] * 3 + ["most"] * 3
+        scores = realism(torch.from_numpy(tables["real"].features), torch.from_numpy(tables[row.label].features))
+        known = dict(zip(tables[row.label].keys, scores.tolist(), strict=True))
+        assert [each.realism for each in own] == pytest.approx(sorted(known.values())[:3] + sorted(known.values())[-3:], rel=1e-5)
+        assert [each.realism for each in own] == pytest.approx([known[each.key] for each in own], rel=1e-5)
+        prompts = {sample.key: sample.prompt for sample in read_generated(Artifact(scene.store, scene.samples[row.label]))}
+        assert [each.prompt for each in own] == [prompts[each.key] for each in own]
+        assert {each.key for each in own[:3]}.isdisjoint(each.key for each in own[3:])
+    assert {row.label for row in results.shown()} == {each.label for each in results.extremes}

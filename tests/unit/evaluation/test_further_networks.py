@@ -144,7 +144,8 @@ def test_report_and_tables_have_their_columns_only_where_they_were_asked_for(sce
     plain = read_results(scene.store, scene.report)
     assert [metric.name for metric in results.metrics][-5:] == [*BESIDE["clip"], *BESIDE["dinov2"]]
     for found, there in ((plain, False), (results, True)):
-        page = render_report(found, {row.label: [np.zeros((8, 8, 3), np.uint8)] * len(found.sheet) for row in found.rows})
+        keys = {line.key for line in (*found.sheet, *found.extremes)}
+        page = render_report(found, {row.label: dict.fromkeys(keys, np.zeros((8, 8, 3), np.uint8)) for row in found.rows})
         for words in ("CMMD_r", "CLIP score", "FD-DINOv2_r", "normalised embeddings"):
             assert (words in page) == there, words
         captions = [part.split("</figcaption>")[0] for part in page.split("<figcaption>")[1:]]

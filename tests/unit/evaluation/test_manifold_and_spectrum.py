@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfcascade.evaluation.manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, manifold
+from selfcascade.evaluation import manifold as module
+from selfcascade.evaluation.intervals import half_samples, standard_error
+from selfcascade.evaluation.manifold import DENSITY_NEIGHBOURS, NAMES, PRECISION_NEIGHBOURS, manifold, manifold_replicates, realism
 from selfcascade.evaluation.resize import resize
 from selfcascade.evaluation.spectrum import BINS, detail, spectrum
 
@@ -38,11 +40,71 @@ def by_loops(real, generated):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(6, 14), st.integers(6, 14), st.integers(1, 4), st.integers(0, 99), st.floats(0, 3))
-def test_the_four_numbers_are_their_definitions(n, m, d, seed, shift):
+@given(st.integers(6, 14), st.integers(6, 14), st.integers(1, 4), st.integers(0, 99), st.floats(0, 3), st.integers(2, 20))
+def test_the_four_numbers_are_their_definitions(n, m, d, seed, shift, rows):
+    """However many real pictures are held at once."""
     real, generated = cloud(n, d, seed), cloud(m, d, seed + 100, shift)
-    found = manifold(real, generated)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS", rows)
+        found = manifold(real, generated)
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(by_loops(real, generated))
+
+
+def test_half_samples_have_the_numbers_of_their_halves():
+    """A draw is the four numbers of the chosen features alone; a side without neighbours, or too large to be kept, has none."""
+    real, generated = cloud(30, 3, 0), cloud(24, 3, 1, 0.7)
+    columns, rows = half_samples(30, 5, seed=0, side="real"), half_samples(24, 5, seed=0, side="prompts")
+    found = manifold_replicates(real, generated, columns, rows)
+    for draw in range(5):
+        alone = manifold(real[columns[draw]], generated[rows[draw]])
+        assert [float(found[name][draw]) for name in NAMES] == pytest.approx([getattr(alone, name) for name in NAMES])
+    assert manifold_replicates(real, generated, columns[:, :5], rows) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LARGEST_REPLICATED", 29)
+        assert manifold_replicates(real, generated, columns, rows) is None
+
+
+def test_their_errors_are_what_new_samples_spread():
+    """Over 100 draws of both clouds the four numbers spread by what half-samples of one draw say, to a fifth."""
+    columns, rows = half_samples(120, 40, seed=0, side="real"), half_samples(100, 40, seed=0, side="prompts")
+    values, errors = {name: [] for name in NAMES}, {name: [] for name in NAMES}
+    for seed in range(100):
+        real, generated = cloud(120, 6, seed), cloud(100, 6, seed + 1000, 0.5)
+        found, drawn = manifold(real, generated), manifold_replicates(real, generated, columns, rows)
+        for name in NAMES:
+            values[name].append(getattr(found, name))
+            errors[name].append(standard_error(drawn[name], 100))
+    for name in NAMES:
+        assert np.mean(errors[name]) == pytest.approx(np.std(values[name]), rel=0.2), name
+
+
+def realism_by_loops(real, generated):
+    """Equation 3 of Kynkäänniemi et al. (2019), with the spheres above the median left out."""
+    radii = [sorted(float((point - other).norm()) for place, other in enumerate(real) if place != number)[2] for number, point in enumerate(real)]
+    median = sorted(radii)[(len(radii) - 1) // 2]
+    return [
+        max(radius / max(float((point - centre).norm()), 1e-6) for centre, radius in zip(real, radii, strict=True) if radius <= median) for point in generated
+    ]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(6, 14), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99), st.floats(0, 3), st.integers(2, 20))
+def test_realism_is_its_definition(n, m, d, seed, shift, rows):
+    real, generated = cloud(n, d, seed), cloud(m, d, seed + 100, shift)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS", rows)
+        assert realism(real, generated).tolist() == pytest.approx(realism_by_loops(real, generated), rel=1e-6)
+    assert realism(real[:5], generated) is None
+
+
+def test_realism_tells_what_lies_among_the_real_from_what_does_not():
+    """A copy of an ordinary picture is as real as can be, a point of the same cloud about 1, a far one little, whatever an odd real picture near it says."""
+    real = torch.cat([cloud(200, 4, 0), torch.full((1, 4), 30.0, dtype=torch.float64)])
+    copy = real[real.norm(dim=1).argmin()]
+    found = realism(real, torch.stack([copy, *cloud(3, 4, 1), torch.full((4,), 25.0, dtype=torch.float64)]))
+    assert found[0] > 1e3
+    assert (found[1:4] > 0.5).all()
+    assert found[4] < 0.1
 
 
 def test_equal_clouds_are_covered_and_far_ones_are_not():

@@ -28,6 +28,12 @@ _NAMED = {metric.name: metric for metric in METRICS}
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }} ' + "wide " * 3 + "\u202e" + "W" * 200
 
 
+def blank_pictures(results, side):
+    """A black picture for each that the page of ``results`` shows."""
+    keys = {line.key for line in (*results.sheet, *results.extremes)}
+    return {row.label: dict.fromkeys(keys, np.zeros((side, side, 3), np.uint8)) for row in results.rows}
+
+
 @pytest.fixture(scope="module")
 def hostile_page(scene):
     """The scene's results under texts that an attacker chose, with a long curve."""
@@ -40,11 +46,11 @@ def hostile_page(scene):
             "rows": rows,
             "differences": tuple(item.model_copy(update={"first": relabelled[item.first], "second": relabelled[item.second]}) for item in results.differences),
             "sheet": tuple(SheetRow(key=row.key, prompt=HOSTILE) for row in results.sheet),
+            "extremes": tuple(each.model_copy(update={"label": relabelled[each.label], "prompt": HOSTILE}) for each in results.extremes),
             "curves": (Curve(name=HOSTILE, steps=tuple(range(1, 101)), losses=tuple(1 / step for step in range(1, 101))),),
         }
     )
-    pictures = {label: [np.zeros((24, 24, 3), np.uint8)] * len(results.sheet) for label in relabelled.values()}
-    return render_report(results, pictures)
+    return render_report(results, blank_pictures(results, 24))
 
 
 def test_text_from_outside_is_only_text(hostile_page):
@@ -78,7 +84,7 @@ def test_kid_leads_and_fid_is_doubted(scene):
 
 def test_a_report_on_what_was_tuned_says_so(scene):
     results = read_results(scene.store, scene.report)
-    pictures = {row.label: [np.zeros((4, 4, 3), np.uint8)] * len(results.sheet) for row in results.rows}
+    pictures = blank_pictures(results, 4)
     assert "the same pictures" not in render_report(results, pictures)
     assert "These are the same pictures" in render_report(results.model_copy(update={"chosen_on": "test"}), pictures)
 
@@ -179,7 +185,7 @@ def test_the_page_opens_in_a_browser(hostile_page, scene, chromium, tmp_path: Pa
         page, said = _opened(chromium, tmp_path / f"{name}.html", html, viewport={"width": width, "height": 900}, color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        assert page.evaluate("document.images.length") == 15
+        assert page.evaluate("document.images.length") == 15 + 5 * 2 * 3
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         page.locator(".sheet img").first.click()
@@ -221,7 +227,7 @@ def test_a_picture_is_enlarged_beside_the_others_of_its_prompt(scene, chromium, 
     """All methods' pictures of the prompt, moved to one place together; keys go on to other prompts, change the scale and close."""
     results = read_results(scene.store, scene.report)
     page, said = _opened(chromium, tmp_path / "report.html", Artifact(scene.store, scene.report).read("report.html").decode())
-    sheet, dialog = page.locator(".sheet"), page.locator("dialog")
+    sheet, dialog = page.locator(".sheet").first, page.locator("dialog")
     assert not dialog.is_visible()
     sheet.locator("tbody tr").nth(1).locator("img").nth(2).click()
     assert dialog.locator("h3").inner_text() == results.sheet[1].prompt
@@ -243,6 +249,11 @@ def test_a_picture_is_enlarged_beside_the_others_of_its_prompt(scene, chromium, 
     assert dialog.locator("h3").inner_text() == results.sheet[2 % len(results.sheet)].prompt
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+    page.locator(".sheet").last.locator("tbody tr").nth(3).locator("img").last.click()
+    shown = results.shown()[3].label
+    assert dialog.locator("h3").inner_text() == shown
+    extremes = [each for each in results.extremes if each.label == shown]
+    assert dialog.locator("figcaption").all_inner_texts() == [f"{each.realism:.2f} {each.prompt}" for each in extremes]
     assert said == []
 
 

@@ -61,6 +61,21 @@ def test_a_run_from_plan_to_pictures(store, generation):
     assert (again.published, again.todo, again.done) == (True, (), (0, 1))
 
 
+def test_some_samples_are_read_from_their_own_shards_alone(store, generation, monkeypatch):
+    """The same pictures in the same order; a shard without any of them is not fetched."""
+    artifact = made(generation, store)
+    whole = {sample.key: sample.image for sample in read_generated(artifact)}
+    *_, before, last = whole
+    fetched = []
+    download = type(artifact).download
+    monkeypatch.setattr(type(artifact), "download", lambda self, key, path: (fetched.append(key), download(self, key, path)))
+    some = list(read_generated(artifact, {last, before}))
+    assert [sample.key for sample in some] == [before, last]
+    assert all(np.array_equal(sample.image, whole[sample.key]) for sample in some)
+    assert fetched == ["00001.tar"]
+    assert list(read_generated(artifact, set())) == []
+
+
 def test_shards_are_what_webdataset_reads(store, generation, tmp_path):
     import webdataset
 
