@@ -31,7 +31,7 @@ def tell_artifact(store: Store, ref: ArtifactRef, run: str) -> None:
 
 def tell_report(store: Store, ref: ArtifactRef, run: str) -> None:
     """The results of a report, and its page as a file."""
-    from selfcascade.evaluation.evaluate import read_results
+    from selfcascade.evaluation.published import read_results
     from selfcascade_tasks.evaluate import page_key
 
     results = read_results(store, ref)

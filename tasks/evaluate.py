@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect import task
 
 from selfcascade.config import EvaluationSettings, ExecutionSettings, StoreSettings
-from selfcascade.evaluation.evaluate import SHEET, EvaluationPlan, evaluate_unit, gate_of, plan_evaluation, publish_evaluation, read_results, timed_report
+from selfcascade.evaluation.evaluate import SHEET, EvaluationPlan, evaluate_unit, gate_of, plan_evaluation, publish_evaluation, timed_report
 from selfcascade.evaluation.gate import check_gate
+from selfcascade.evaluation.published import read_results
 from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import Results
 from selfcascade.generation.models import resolve_device

@@ -18,6 +18,7 @@ from selfcascade.evaluation.measured_set import bytes_of, is_cached, measured_se
 from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
 from selfcascade.evaluation.pictures import extremes_of, read_shown, sheet_png, sheet_rows
 from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
+from selfcascade.evaluation.published import METRICS_JSON, history_of, read_results
 from selfcascade.evaluation.report import Times, render_report
 from selfcascade.evaluation.results import Extreme, Results, Spectrum
 from selfcascade.evaluation.sets import PictureSet, real_set, sample_sets
@@ -29,9 +30,7 @@ from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, resolve
 
-METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT = (
-    "metrics.json", "metrics.parquet", "table.md", "table.tex", "sheet.png", "report.html",
-)  # fmt: skip
+METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT = "metrics.parquet", "table.md", "table.tex", "sheet.png", "report.html"
 
 
 class EvaluationPlan(Plan):
@@ -156,11 +155,6 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
     return artifact.publish(counts=_counts(results), objects=[METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT])
 
 
-def read_results(store: Store, ref: ArtifactRef) -> Results:
-    """The numbers of a published report, verified."""
-    return Results.model_validate_json(Artifact(store, ref).read(METRICS_JSON))
-
-
 def gate_of(settings: EvaluationSettings, store: Store, ref: ArtifactRef) -> ArtifactRef | None:
     """The report that ``ref`` is held against; None without a gate, and where there is no other yet. Call it before ``ref`` is published.
 
@@ -179,10 +173,13 @@ def gate_of(settings: EvaluationSettings, store: Store, ref: ArtifactRef) -> Art
 
 
 def timed_report(store: Store, ref: ArtifactRef, times: Times) -> str:
-    """The page of a published report with what the run took. Two equal runs do not share it, so it is no part of the artifact: it belongs under ``runs/``."""
+    """The page of a published report with what the run took and the versions before it.
+
+    Two equal runs do not share these, so they are no part of the artifact: the page belongs under ``runs/``.
+    """
     results = read_results(store, ref)
     sets = sample_sets(store, {row.label: resolve(store, row.artifact).ref for row in results.rows})
-    return render_report(results, read_shown(store, sets, results), times)
+    return render_report(results, read_shown(store, sets, results), times, history_of(store, ref))
 
 
 def evaluate(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from selfcascade.config import GateSettings
 from selfcascade.evaluation.intervals import Interval
-from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
 from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import METRICS, Metric, Number, Results
 from selfcascade.settings import SettingsError
@@ -16,8 +15,6 @@ from selfcascade.settings import SettingsError
 log = logging.getLogger(__name__)
 
 NAMED = {metric.name: metric for metric in METRICS}
-_MAY_DIFFER = {"device", "libraries", "threads", "batch", "further"}
-"""Of two protocols: what moves a number by rounding alone, and networks that only one of them has."""
 
 
 class GateFailed(Exception):
@@ -49,7 +46,9 @@ def check_gate(settings: GateSettings, before: Results, after: Results) -> None:
         GateFailed: at least one does.
         SettingsError: the two cannot be compared, or have no method in common; says why.
     """
-    _comparable(before, after)
+    why = before.incomparable(after)
+    if why:
+        raise SettingsError(f"evaluation.gate.against: {why}")
     breaches = breaches_of(settings, before, after)
     for breach in breaches:
         log.error("%s", breach)
@@ -73,23 +72,3 @@ def breaches_of(settings: GateSettings, before: Results, after: Results) -> list
             if Interval(change - allowed, error).low > 0:
                 found.append(Breach(row.label, metric, one, two, allowed))
     return found
-
-
-def _comparable(before: Results, after: Results) -> None:
-    pairs: list[tuple[Protocol | FurtherProtocol, Protocol | FurtherProtocol]] = [(before.protocol, after.protocol)]
-    others = {further.setting: further for further in after.protocol.further}
-    pairs += [(further, others[further.setting]) for further in before.protocol.further if further.setting in others]
-    for one, other in pairs:
-        for name, value in one.model_dump(exclude=_MAY_DIFFER).items():
-            if value != getattr(other, name):
-                raise SettingsError(
-                    f"evaluation.gate.against: {before.name} was measured with another {name} ({value!r}); compare with a report of one protocol"
-                )
-    for name in ("pictures", "prompts", "real_pictures"):
-        if getattr(before, name) != getattr(after, name):
-            raise SettingsError(
-                f"evaluation.gate.against: {before.name} has {getattr(before, name)} {name.replace('_', ' ')}, {after.name} {getattr(after, name)}; "
-                "distances depend on counts, so compare with a report of the same"
-            )
-    if not {row.label for row in before.rows} & {row.label for row in after.rows}:
-        raise SettingsError(f"evaluation.gate.against: {before.name} has no method of {after.name}")

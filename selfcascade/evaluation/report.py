@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import pairwise
@@ -14,12 +14,15 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from selfcascade.evaluation.distances import too_few
+from selfcascade.evaluation.history_plot import history_svg
 from selfcascade.evaluation.loss_plot import loss_svg
 from selfcascade.evaluation.pictures import Pictures, data_uri
+from selfcascade.evaluation.published import Past
 from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
 from selfcascade.evaluation.spectrum_plot import spectrum_svg
 
 _LEADING = ("kid_r", "fid_r", "fid_b", "objects_b")
+_NAMED = {metric.name: metric for metric in METRICS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,14 @@ class _Shown:
     """What is told under it when it is shown large."""
 
 
-def render_report(results: Results, pictures: Pictures, times: Times | None = None) -> str:
+def render_report(results: Results, pictures: Pictures, times: Times | None = None, history: Sequence[Past] = ()) -> str:
     """The page.
 
     Args:
         results: every number, the curves, the lineage, the settings.
         pictures: those of ``results.sheet`` and of ``results.extremes``.
-        times: what the run took. Without it the page is a function of the results and pictures alone, byte for byte.
+        times: what the run took.
+        history: this version and those before it. Without it and ``times`` the page is a function of the results and pictures alone, byte for byte.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_packaged("report.html.j2"))
@@ -103,6 +107,7 @@ def render_report(results: Results, pictures: Pictures, times: Times | None = No
         extremes=_extremes(results, pictures),
         spectra=Markup(spectrum_svg(results.spectra)) if len(results.spectra) > 1 else "",
         curves=[(curve, Markup(loss_svg(curve))) for curve in results.curves if len(curve.steps) > 1],
+        history=_history(results, history),
         times=times,
         costs=_costs(results, times),
         settings=json.dumps(results.settings, indent=2, sort_keys=True, ensure_ascii=False),
@@ -213,11 +218,19 @@ def _findings(results: Results) -> list[tuple[str, str, list[tuple[str, _Cell]]]
     """What the reader wants first: each method against the one before it in the table."""
     labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos", "latent-sr", "x4-upscaler")]
     found = {(item.first, item.second, item.metric): item for item in results.differences}
-    named = {metric.name: metric for metric in METRICS}
     return [
-        (second, first, [(heading(named[name]), _difference_cell(found.get((first, second, name)), named[name])) for name in _LEADING])
+        (second, first, [(heading(_NAMED[name]), _difference_cell(found.get((first, second, name)), _NAMED[name])) for name in _LEADING])
         for first, second in pairwise(labels)
     ]
+
+
+def _history(results: Results, history: Sequence[Past]) -> list[tuple[Metric, Markup]]:
+    """Charts of the leading metrics over the versions, where there are at least two."""
+    if len(history) < 2:
+        return []
+    labels = [row.label for row in results.shown()]
+    charts = [(_NAMED[name], history_svg(_NAMED[name], history, labels)) for name in _LEADING]
+    return [(metric, Markup(chart)) for metric, chart in charts if chart]
 
 
 def _costs(results: Results, times: Times | None) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from selfcascade.config import Method
 from selfcascade.evaluation.intervals import Interval
-from selfcascade.evaluation.protocol import Protocol
+from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
 from selfcascade.settings import canonical_json
 
 
@@ -259,6 +259,23 @@ class Results(_Record):
             return False
         return value == metric.best(found for found in (rival.numbers[metric.name].value for rival in rivals) if found is not None)
 
+    def incomparable(self, other: Results) -> str:
+        """Why numbers of this report may not be held against those of ``other``: another protocol, other counts, no method in common; empty where they may."""
+        pairs: list[tuple[Protocol | FurtherProtocol, Protocol | FurtherProtocol]] = [(self.protocol, other.protocol)]
+        others = {further.setting: further for further in other.protocol.further}
+        pairs += [(further, others[further.setting]) for further in self.protocol.further if further.setting in others]
+        for one, two in pairs:
+            for name, value in one.model_dump(exclude=_MAY_DIFFER).items():
+                if value != getattr(two, name):
+                    return f"{self.name} was measured with another {name} ({value!r}); compare with a report of one protocol"
+        for name in ("pictures", "prompts", "real_pictures"):
+            if getattr(self, name) != getattr(other, name):
+                counts = f"{self.name} has {getattr(self, name)} {name.replace('_', ' ')}, {other.name} {getattr(other, name)}"
+                return f"{counts}; distances depend on counts, so compare with a report of the same"
+        if not {row.label for row in self.rows} & {row.label for row in other.rows}:
+            return f"{self.name} has no method of {other.name}"
+        return ""
+
     def caption(self) -> str:
         """What stands under every table: the protocol in a sentence, with the counts."""
         real = f"{self.real_pictures} real ones (split {self.real_split} of {self.real})"
@@ -292,6 +309,9 @@ class Results(_Record):
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
         return buffer.getvalue()
 
+
+_MAY_DIFFER = {"device", "libraries", "threads", "batch", "further"}
+"""Of two protocols: what moves a number by rounding alone, and networks that only one of them has."""
 
 _SCHEMA = pa.schema(
     [

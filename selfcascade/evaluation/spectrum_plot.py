@@ -43,16 +43,16 @@ def spectrum_svg(spectra: Sequence[Spectrum]) -> str:
     for number, line in enumerate(ratios):
         points = " ".join(f"{x((ring + 0.5) / rings / 2):.1f},{y(ratio):.1f}" for ring, ratio in enumerate(line))
         parts.append(f'<polyline class="mean" stroke-dasharray="{DASHES[number % len(DASHES)]}" points="{points}"/>')
-    ends = _spread([y(line[-1]) for line in ratios])
+    ends = spread([y(line[-1]) for line in ratios], lowest=bottom)
     parts += [f'<text x="{right + 8}" y="{end + 4:.1f}">{escape(item.label)}</text>' for item, end in zip(others, ends, strict=True)]
     return "".join([*parts, "</svg>"])
 
 
-def _spread(places: Sequence[float]) -> list[float]:
-    """``places`` moved as little as a pass from the top needs, so that no two are closer than labels may be."""
+def spread(places: Sequence[float], *, lowest: float) -> list[float]:
+    """Places of labels, moved as little as a pass from the top needs, so that no two are too close and none lies below ``lowest``."""
     moved = list(places)
     order = sorted(range(len(places)), key=lambda number: places[number])
     for above, below in pairwise(order):
         moved[below] = max(moved[below], moved[above] + _APART)
-    excess = max(0.0, moved[order[-1]] - (_HEIGHT - _BOTTOM)) if order else 0.0
+    excess = max(0.0, moved[order[-1]] - lowest) if order else 0.0
     return [place - excess for place in moved]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +13,10 @@ from discs import COUNT, disc, publish_dataset, publish_methods, publish_samples
 from PIL import Image
 
 from selfcascade.config import FeatureSettings
-from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, read_results, timed_report
+from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, timed_report
 from selfcascade.evaluation.manifold import realism
 from selfcascade.evaluation.measured_set import measured_set
+from selfcascade.evaluation.published import history_of, read_results
 from selfcascade.evaluation.report import Cost, Times
 from selfcascade.evaluation.results import Number, metrics_with
 from selfcascade.generation.samples import read_generated
@@ -230,3 +232,20 @@ def test_the_least_and_the_most_real_pictures_of_each_method_are_shown(scene, se
         assert [each.prompt for each in own] == [prompts[each.key] for each in own]
         assert {each.key for each in own[:3]}.isdisjoint(each.key for each in own[3:])
     assert {row.label for row in results.shown()} == {each.label for each in results.extremes}
+
+
+def test_a_history_holds_what_was_measured_alike(scene, settings):
+    """Versions in the order in which they came, up to the one that is asked for; other subsets are another protocol, and other names another report."""
+
+    def published(**change):
+        time.sleep(1.1)  # the store's clock counts seconds
+        return evaluate(settings.model_copy(update={"name": "history"} | change), scene.store, scene.dataset, scene.samples)
+
+    first, other, second, third = published(), published(kid_subsets=7), published(sheet_prompts=2), published(sheet_prompts=1)
+    assert [past.version for past in history_of(scene.store, third)] == [first.version, second.version, third.version]
+    assert [past.version for past in history_of(scene.store, second)] == [first.version, second.version]
+    assert [past.version for past in history_of(scene.store, other)] == [other.version]
+    timed = timed_report(scene.store, third, Times())
+    assert timed.count('class="curve history"') == 4
+    for page in (timed_report(scene.store, first, Times()), Artifact(scene.store, third).read("report.html").decode()):
+        assert 'class="curve history"' not in page

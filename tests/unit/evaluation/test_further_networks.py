@@ -19,11 +19,12 @@ from selfcascade.config import EvaluationSettings, FurtherFeatures, GateSettings
 from selfcascade.evaluation import measured_set
 from selfcascade.evaluation.cmmd import CmmdBlock
 from selfcascade.evaluation.embeddings import Embedding, Embeddings
-from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, read_results
+from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation
 from selfcascade.evaluation.features import as_batch, load_features
 from selfcascade.evaluation.further_metrics import clip_scores
 from selfcascade.evaluation.gate import GateFailed, check_gate
 from selfcascade.evaluation.intervals import half_samples
+from selfcascade.evaluation.published import read_results
 from selfcascade.evaluation.report import render_report
 from selfcascade.evaluation.sets import read_pictures
 from selfcascade.evaluation.tables import Picture

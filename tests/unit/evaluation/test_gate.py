@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from selfcascade.config import GateSettings, Judged
-from selfcascade.evaluation.evaluate import gate_of, read_results
+from selfcascade.evaluation.evaluate import gate_of
 from selfcascade.evaluation.gate import GateFailed, breaches_of, check_gate
+from selfcascade.evaluation.published import read_results
 from selfcascade.evaluation.results import METRICS
 from selfcascade.settings import SettingsError
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
 
-from selfcascade.evaluation.evaluate import read_results
+from selfcascade.evaluation.history_plot import history_svg
 from selfcascade.evaluation.lineage import thinned
 from selfcascade.evaluation.loss_plot import log_ticks, loss_svg, running_mean, step_ticks
+from selfcascade.evaluation.published import Past, read_results
 from selfcascade.evaluation.report import render_report, short, shown_number
-from selfcascade.evaluation.results import METRICS, Curve, SheetRow
+from selfcascade.evaluation.results import METRICS, Curve, Number, SheetRow
 from selfcascade.evaluation.spectrum_plot import spectrum_svg
 from selfcascade.storage import Artifact
 
@@ -255,6 +257,31 @@ def test_a_picture_is_enlarged_beside_the_others_of_its_prompt(scene, chromium, 
     extremes = [each for each in results.extremes if each.label == shown]
     assert dialog.locator("figcaption").all_inner_texts() == [f"{each.realism:.2f} {each.prompt}" for each in extremes]
     assert said == []
+
+
+def test_a_history_is_drawn_at_its_place_with_its_intervals(scene):
+    """A line for each method that has the metric, a bar an interval high at each version, dates of no more than six, and nothing where no version has it."""
+    results = read_results(scene.store, scene.report)
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def past(number):
+        rows = tuple(row.model_copy(update={"numbers": row.numbers | {"kid_r": Number(value=0.1 + 0.01 * number, error=0.005)}}) for row in results.rows[-2:])
+        return Past(f"{number:064x}", first + timedelta(days=number), results.model_copy(update={"rows": rows}))
+
+    labels = [row.label for row in results.rows[-2:]]
+    svg = history_svg(_NAMED["kid_r"], [past(number) for number in range(11)], labels)
+    lines = [[tuple(map(float, point.split(","))) for point in points.split()] for points in re.findall(r'points="([^"]+)"', svg)]
+    assert len(lines) == 2
+    assert [(x + 4, y) for x, y in lines[0]] == [pytest.approx(point, abs=0.11) for point in lines[1]]
+    steps = [(after[0] - before[0], before[1] - after[1]) for before, after in pairwise(lines[0])]
+    assert all(step == pytest.approx(steps[0], abs=0.11) for step in steps)
+    bars = [(float(top), float(low)) for low, top in re.findall(r'class="axis" x1="[0-9.]+" x2="[0-9.]+" y1="([0-9.]+)" y2="([0-9.]+)"', svg)]
+    assert len(bars) == 22
+    unit = (lines[0][0][1] - lines[0][-1][1]) / 0.1
+    assert all(low - top == pytest.approx(2 * 1.95996 * 0.005 * unit, abs=0.21) for top, low in bars)
+    assert len(re.findall("2026-01-", svg)) <= 6
+    assert history_svg(_NAMED["cmmd_r"], [past(0), past(1)], labels) == ""
+    assert "nan" not in history_svg(_NAMED["kid_r"], [past(0), past(0)], labels)
 
 
 def test_spectra_are_drawn_beside_the_real_ones(scene):

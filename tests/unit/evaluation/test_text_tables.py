@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from selfcascade.evaluation.evaluate import read_results
+from selfcascade.evaluation.published import read_results
 from selfcascade.evaluation.report import shown_number
 from selfcascade.evaluation.text_tables import latex, latex_table, markdown_table
 from selfcascade.storage import Artifact
