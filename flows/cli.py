@@ -138,9 +138,10 @@ def configs() -> None:
     """List the shipped runs."""
     from selfcascade_flows.configuration import FOLDER, shipped
 
-    for name in shipped():
+    names = shipped()
+    for name in names:
         summary = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        typer.echo(f"{name:12} {summary}")
+        typer.echo(f"{name:{max(map(len, names))}}  {summary}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

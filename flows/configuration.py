@@ -50,7 +50,7 @@ def annotated(text: str) -> str:
     header = text.split("\n\n", 1)[0].rstrip() if text.startswith("#") else ""
     tree = yaml.safe_load(text) or {}
     body = "\n".join(_lines(tree, PipelineSettings.model_validate(tree), indent=""))
-    return f"{header}\n\n{body}\n" if header else f"{body}\n"
+    return "\n\n".join(part for part in (header, body) if part) + "\n"
 
 
 def _lines(tree: dict[str, Any], settings: Settings, indent: str) -> list[str]:

@@ -20,6 +20,7 @@ from selfcascade.evaluation.pictures import extremes_of, read_shown, sheet_png, 
 from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
 from selfcascade.evaluation.published import METRICS_JSON, history_of, read_results
 from selfcascade.evaluation.report import Times, render_report
+from selfcascade.evaluation.reproduction import command_of
 from selfcascade.evaluation.results import Extreme, Results, Spectrum
 from selfcascade.evaluation.sets import PictureSet, real_set, sample_sets
 from selfcascade.evaluation.tables import FeatureTable
@@ -210,6 +211,9 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         rows, differences = measure(settings, plan.sets, tables, further)
         floor = floor_of(settings, real, tables[real.label], methods[0].count, {name: found[real.label] for name, found in further.items()})
     lineage = lineage_of(store, {"real pictures": plan.dataset} | {item.label: item.ref for item in methods})
+    splits = _prompt_splits(store, plan.dataset, tables[methods[0].label].prompt_ids)
+    prompts = str(plan.dataset) if all(splits) else None
+    commands = {item.label: command_of(Artifact(store, item.ref).manifest(), lineage, prompts) for item in methods}
     first = tables[methods[0].label]
     return Results(
         name=settings.name,
@@ -219,12 +223,12 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         pictures=len(first),
         prompts=len(set(first.prompt_ids)),
         real_pictures=len(tables[real.label]),
-        rows=rows,
+        rows=tuple(row.model_copy(update={"command": commands[row.label]}) for row in rows),
         floor=floor,
         differences=differences,
         layout_chance=None if base is None else layout_chance(tables[base.label]),
         chosen_on=settings.chosen_on,
-        prompts_from=_prompts_from(store, plan.dataset, first.prompt_ids),
+        prompts_from=_prompts_from(splits, plan.dataset),
         sheet=sheet_rows(store, methods[0].ref, settings.sheet_prompts),
         extremes=_extremes(settings, store, plan.sets, tables, {row.label for row in rows if row.shown}),
         lineage=lineage,
@@ -252,13 +256,16 @@ def _spectra(sets: Sequence[PictureSet], tables: Mapping[str, FeatureTable], sho
     return tuple(Spectrum(label=label, power=tuple(float(f"{value:.6g}") for value in mean)) for label, mean in means.items())
 
 
-def _prompts_from(store: Store, dataset: ArtifactRef, prompt_ids: Sequence[str]) -> str:
-    """Where the prompts come from, by looking: a prompt that is a dataset's caption has the key of its picture as id."""
+def _prompt_splits(store: Store, dataset: ArtifactRef, prompt_ids: Sequence[str]) -> list[str]:
+    """Splits that the prompts are captions of, by looking: such a prompt has the key of its picture as id. Empty for one that is none."""
     splits = {row["key"]: row["split"] for row in read_table(Artifact(store, dataset)).select(["key", "split"]).to_pylist()}
-    found = sorted({str(splits.get(prompt_id, "")) for prompt_id in set(prompt_ids)})
-    if found == [""]:
+    return sorted({str(splits.get(prompt_id, "")) for prompt_id in set(prompt_ids)})
+
+
+def _prompts_from(splits: Sequence[str], dataset: ArtifactRef) -> str:
+    if splits == [""]:
         return "not of this dataset"
-    return " and ".join(f"split {split!r}" if split else "elsewhere" for split in found) + f" of {dataset}"
+    return " and ".join(f"split {split!r}" if split else "elsewhere" for split in splits) + f" of {dataset}"
 
 
 def _artifact(

@@ -155,6 +155,7 @@ class Row(_Record):
     reference: int = Field(description="real pictures that it is compared with")
     shown: bool = Field(True, description="whether it is the one of its method that is shown first")
     note: str = ""
+    command: str = Field("", description="what makes its pictures again")
     numbers: dict[str, Number]
 
 

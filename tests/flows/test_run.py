@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import sqlite3
 
 import pytest
@@ -121,3 +122,15 @@ def test_a_report_is_held_against_another(selfcascade, first, stored, home):
     assert refused.returncode == 2
     assert "evaluation.gate.against: demo was measured with another crop" in refused.stderr.splitlines()[-1]
     assert resolve(stored, "reports/other").ref.name == "other"
+
+
+def test_the_commands_beside_the_rows_name_the_samples_that_are_there(selfcascade, stored, home):
+    """Run as printed, each finds its row's artifact published and makes nothing."""
+    report = resolve(stored, "reports/demo")
+    before = contents(stored)
+    for row in json.loads(report.read("metrics.json"))["rows"]:
+        program, *arguments = shlex.split(row["command"])
+        result = selfcascade(*arguments, cwd=home)
+        assert (program, result.returncode) == ("selfcascade", 0), result.stderr
+        assert row["artifact"] in result.stdout
+    assert contents(stored) == before
