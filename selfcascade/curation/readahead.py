@@ -34,7 +34,11 @@ class ReadAhead:
         self.spans = spans
         self.ahead = ahead
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="selfcascade-read")
-        self._queue: deque[tuple[int, Future[bytes]]] = deque()
+        self._queue: deque[tuple[int, Future[memoryview]]] = deque()
+        self._given: memoryview | None = None
+        """The block that was given out last."""
+        self._spare: deque[bytearray] = deque()
+        """Memory of the blocks before it, and of those that nobody wanted."""
         self._at = 0
         """The span that is being read."""
         self._next = (0, spans[0].start // BLOCK) if spans else (0, 0)
@@ -48,8 +52,10 @@ class ReadAhead:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._queue.clear()
 
-    def blocks(self, number: int) -> Iterator[bytes]:
+    def blocks(self, number: int) -> Iterator[memoryview]:
         """Blocks of span ``number``, from the one in which it starts to the one in which it stops; spans are read in their order, none twice.
+
+        A block's memory serves another one as soon as the next is asked for.
 
         Raises:
             IntegrityError: a block is not the one that was committed; names the object. Nothing of it was given out.
@@ -57,7 +63,9 @@ class ReadAhead:
         """
         self._at = number
         while self._queue and self._queue[0][0] < number:  # what a reader left that had found all it looked for
-            self._queue.popleft()[1].cancel()
+            unwanted = self._queue.popleft()[1]
+            if not unwanted.cancel():
+                unwanted.add_done_callback(lambda done: None if done.exception() else self._free(done.result()))
         self._fill()
         while self._queue and self._queue[0][0] == number:
             future = self._queue.popleft()[1]
@@ -67,6 +75,8 @@ class ReadAhead:
             except StoreError as error:
                 raise self._explained(error, self.spans[number].entry) from None
             del future
+            self._given, before = data, self._given
+            self._free(before)
             yield data
 
     def _fill(self) -> None:
@@ -79,11 +89,22 @@ class ReadAhead:
             span = self.spans[number]
             begin = block * BLOCK
             end = min(begin + BLOCK, span.entry.size)
-            self._queue.append((number, self._pool.submit(self.store.read_range, span.entry, begin, end)))
+            self._queue.append((number, self._pool.submit(self._fetched, span.entry, begin, end)))
             if end < span.stop:
                 self._next = number, block + 1
             else:
                 self._next = number + 1, self.spans[number + 1].start // BLOCK if number + 1 < len(self.spans) else 0
+
+    def _fetched(self, entry: ObjectEntry, begin: int, end: int) -> memoryview:
+        try:
+            buffer = self._spare.pop()
+        except IndexError:
+            buffer = bytearray(BLOCK)
+        return self.store.read_range(entry, begin, end, buffer=buffer)
+
+    def _free(self, block: memoryview | None) -> None:
+        if block is not None and isinstance(block.obj, bytearray):
+            self._spare.append(block.obj)
 
     def _explained(self, error: StoreError, entry: ObjectEntry) -> StoreError:
         """Damage, or a removal request since the dataset was opened?"""

@@ -153,7 +153,7 @@ def _places(tar: ObjectEntry, kept: pa.Table) -> Iterator[_Place]:
 
 
 def _shown(artifact: Artifact, place: _Place) -> Shown:
-    data = artifact.store.read_range(place.tar, place.start, place.stop)
+    data = bytes(artifact.store.read_range(place.tar, place.start, place.stop))
     stored = next(sample for sample in read_tar(io.BytesIO(data)) if sample.fields["key"] == place.key)
     small = Image.fromarray(stored.pixels())
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

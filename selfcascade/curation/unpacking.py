@@ -14,27 +14,28 @@ RECORD = 512
 """Bytes of a header, and what the data of a member are padded to."""
 FILES = (0, ord("0"))
 """Types of members that are plain files."""
+_NONE = memoryview(b"")
 
 
 class Tape:
-    """Bytes that come in blocks, read forwards."""
+    """Bytes that come in blocks, read forwards. A block is not looked at once the next was asked for."""
 
-    def __init__(self, blocks: Iterator[bytes], start: int) -> None:
+    def __init__(self, blocks: Iterator[memoryview], start: int) -> None:
         """``start``: bytes of the first block to pass over."""
         self._blocks = blocks
-        self._block = next(blocks, b"")
+        self._block = next(blocks, _NONE)
         self._at = start
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes, fewer at the end."""
-        data = self._block[self._at : self._at + count]
+        data = bytes(self._block[self._at : self._at + count])
         self._at += len(data)
         if len(data) == count:
             return data
         found = [data]
         missing = count - len(data)
         while missing and self._turn():
-            found.append(self._block[:missing])
+            found.append(bytes(self._block[:missing]))
             self._at = len(found[-1])
             missing -= self._at
         return b"".join(found)
@@ -49,12 +50,12 @@ class Tape:
             self._at = over
 
     def _turn(self) -> bool:
-        self._block = next(self._blocks, b"")
+        self._block = next(self._blocks, _NONE)
         self._at = 0
         return bool(self._block)
 
 
-def unpack(blocks: Iterator[bytes], places: Sequence[int], *, start: int, first: int, samples: int, where: str) -> Iterator[dict[str, bytes | str]]:
+def unpack(blocks: Iterator[memoryview], places: Sequence[int], *, start: int, first: int, samples: int, where: str) -> Iterator[dict[str, bytes | str]]:
     """The samples of a tar at ``places``: ``__key__``, and the bytes of each member by its extension.
 
     Names are parted at the first dot after the last slash, as WebDataset does; members that follow one another under one key are a sample.

@@ -185,7 +185,7 @@ class Artifact:
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of an object of a published artifact, checked block by block."""
-        return self._checked(key, lambda entry: self.store.read_range(entry, start, end))
+        return self._checked(key, lambda entry: bytes(self.store.read_range(entry, start, end)))
 
     def _checked(self, key: str, read: Callable[[ObjectEntry], T]) -> T:
         """Read against the committed entry; an object that a purge rewrote is read against its tombstone."""

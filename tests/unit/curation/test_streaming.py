@@ -258,9 +258,9 @@ def small_blocks(monkeypatch) -> list[tuple[str, int]]:
     """Read ahead in blocks of 4 KiB, unchecked; what is asked for."""
     requests: list[tuple[str, int]] = []
 
-    def read_range(store, entry, start, end):
+    def read_range(store, entry, start, end, *, buffer):
         requests.append((entry.key, start))
-        return b"".join(store.stream(entry.key, span=(start, end)))
+        return memoryview(b"".join(store.stream(entry.key, span=(start, end))))
 
     monkeypatch.setattr(readahead, "BLOCK", 4096)
     monkeypatch.setattr("selfcascade.curation.streaming.BLOCK", 4096)
@@ -273,6 +273,25 @@ def test_samples_larger_than_a_block_come_whole(store, tmp_path, monkeypatch):
     dataset = published(store, tmp_path, sizes=(3, 2), side=100)
     for sample in StreamedDataset(dataset, shuffle=False, split=None):
         assert np.array_equal(sample["png"].permute(1, 2, 0).numpy(), np.asarray(image(int(sample["__key__"][1:]), 100)))
+
+
+def test_memory_is_used_again_only_for_what_comes_after(store, tmp_path, monkeypatch):
+    """Blocks of 4 KiB, each checked by its digest, in the memory of those before: every sample is still its own, and hardly any memory is new."""
+    for module in ("selfcascade.storage.entry", "selfcascade.storage.store", "selfcascade.curation.readahead", "selfcascade.curation.streaming"):
+        monkeypatch.setattr(f"{module}.BLOCK", 4096)
+    dataset = published(store, tmp_path, sizes=(20, 20), side=40)
+    buffers = []
+    read_range = type(store).read_range
+
+    def noted(store, entry, start, end, *, buffer=None):
+        buffers.append(id(buffer))
+        return read_range(store, entry, start, end, buffer=buffer)
+
+    monkeypatch.setattr("selfcascade.storage.store.Store.read_range", noted)
+    for sample in StreamedDataset(dataset, shuffle=False, split=None, ahead=3, threads=2):
+        assert np.array_equal(sample["png"].permute(1, 2, 0).numpy(), np.asarray(image(int(sample["__key__"][1:]), 40)))
+    assert len(buffers) > 20
+    assert len(set(buffers)) <= 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
