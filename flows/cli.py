@@ -13,6 +13,7 @@ import typer
 from selfcascade_flows.artifact_commands import add_artifact_commands
 from selfcascade_flows.check import check
 from selfcascade_flows.params import params
+from selfcascade_flows.stages import Stage
 from selfcascade_flows.store_commands import store_app
 from selfcascade_flows.upsampler_commands import upsampler_app
 
@@ -48,7 +49,7 @@ def _root(debug: Debug = False) -> None:
     """Self-Cascade: adapt a diffusion model to higher resolution, sample with it, and measure the result."""
 
 
-def _add_stage(name: str, summary: str) -> None:
+def _add_stage(name: Stage, summary: str) -> None:
     def command(
         config: Config = "demo",
         set_: Set = None,
@@ -127,6 +128,18 @@ def serve(
     from selfcascade_flows.serve import serve as serve_flows
 
     serve_flows(load(config, set_), port=port)
+
+
+@app.command()
+def deploy(
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="What the server is to hold; default: the shipped infra/prefect.yaml.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, change nothing.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Bring a Prefect server to a file: work pools, deployments with schedules, automations. Again, it changes nothing."""
+    from selfcascade_flows.deploy import deploy as deploy_file
+
+    return deploy_file(file, dry_run=dry_run)
 
 
 app.command()(params)

@@ -7,17 +7,17 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 from selfcascade.config import PipelineSettings
 from selfcascade.settings import SettingsError
 from selfcascade_flows.server import PrefectServer
+from selfcascade_flows.stages import Stage, flow_of
 
 UI = "http://127.0.0.1:4200"
 """Where `make ui` serves."""
 
 
-def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: float | None, max_bytes: int | None, debug: bool) -> int:
+def launch(stage: Stage, settings: PipelineSettings, *, dry_run: bool, max_hours: float | None, max_bytes: int | None, debug: bool) -> int:
     """Run one stage, or all with ``run``; show what it would do instead with ``dry_run``.
 
     Raises:
@@ -44,7 +44,7 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
         address = settings.execution.address
         if store.is_embedded and address is not None and not is_here(address):
             raise SettingsError(f"execution.address: the machines of {address} cannot reach the embedded store of this one; set store.endpoint")
-        flow, arguments, tell = _flow_of(stage, settings)
+        flow, arguments = flow_of(stage, settings)
         _quiet(debug)
         server.wait()
         with tags("selfcascade", settings.name):
@@ -58,46 +58,16 @@ def launch(stage: str, settings: PipelineSettings, *, dry_run: bool, max_hours: 
         except Exception:
             print(where, file=sys.stderr)
             raise
-        tell(store, result, run)
+        _told_by(stage)(store, result, run)
         print(where)
     return 0
 
 
-def _flow_of(stage: str, settings: PipelineSettings) -> tuple[Callable[..., Any], dict[str, Any], Callable[..., None]]:
-    """The flow of a stage, its arguments, and what to print of its result."""
+def _told_by(stage: Stage) -> Callable[..., None]:
+    """What prints the result of a stage."""
     from selfcascade_flows import results
 
-    where = {"store": settings.store, "execution": settings.execution}
-    match stage:
-        case "curate":
-            from selfcascade_flows.curate import curate
-
-            return curate, {"settings": settings.curation, **where}, results.tell_artifact
-        case "pretrain":
-            from selfcascade_flows.pretrain import pretrain
-
-            return pretrain, {"settings": settings.pretraining, **where}, results.tell_artifact
-        case "adapt":
-            from selfcascade_flows.adapt import adapt
-
-            return adapt, {"settings": settings.adaptation, **where}, results.tell_artifact
-        case "generate":
-            from selfcascade_flows.generate import generate
-            from selfcascade_flows.variants import variant
-
-            return generate, {"settings": variant(settings, settings.generation.method), **where}, results.tell_artifact
-        case "evaluate":
-            from selfcascade_flows.evaluate import evaluate
-            from selfcascade_flows.variants import variants
-
-            samples = {label: f"samples/{sampling.name}" for label, sampling in variants(settings).items()}
-            return evaluate, {"settings": settings.evaluation, "samples": samples, **where}, results.tell_report
-        case "run":
-            from selfcascade_flows.pipeline import pipeline
-
-            return pipeline, {"settings": settings}, results.tell_report
-        case _:
-            raise ValueError(stage)
+    return results.tell_report if stage in ("run", "evaluate") else results.tell_artifact
 
 
 def _ui() -> str:

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from prefect.events import emit_event
 from prefect.futures import PrefectFuture, as_completed
 
 from selfcascade.config import StoreSettings
-from selfcascade.storage import Artifact, Plan
+from selfcascade.storage import Artifact, ArtifactRef, Plan
 from selfcascade_tasks.progress import StageProgress
 from selfcascade_tasks.record import StageCost, UnitCost, recorded
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import close_workers
 
+PUBLISHED = "selfcascade.artifact.published"
 PATIENCE = 20.0
 """Seconds for a training to store its last step: less than the 30 that a machine or a container usually has after SIGTERM."""
 
@@ -58,6 +60,14 @@ def running(stage: str, plan: Plan, store: StoreSettings, *, method: str | None 
     ):
         cost.artifact, cost.units = str(ref), plan.units
         yield StageRun(cost, progress)
+    if not plan.published:
+        tell(ref)
+
+
+def tell(ref: ArtifactRef) -> None:
+    """Send ``selfcascade.artifact.published``, for automations to go on from: the resource is ``selfcascade.KIND.NAME``, the payload its address."""
+    resource = {"prefect.resource.id": f"selfcascade.{ref.kind}.{ref.name}", "prefect.resource.name": str(ref)}
+    emit_event(PUBLISHED, resource, payload={"kind": ref.kind, "name": ref.name, "version": ref.version, "uri": ref.uri})
 
 
 def counts_of(plan: Plan, store: StoreSettings) -> dict[str, Any]:

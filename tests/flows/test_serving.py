@@ -1,63 +1,17 @@
 """The two ways to a Prefect UI: the runs of the past (`make ui`), and flows that can be started (`selfcascade serve`)."""
 
-import contextlib
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import command, environment, small
+from served import asked, free_port, running, until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.full
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def asked(port, path, body=None):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        text = reply.read().decode()
-    return json.loads(text) if path.startswith("/api") else text
-
-
-def until(answer, seconds):
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            found = answer()
-            if found:
-                return found
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.5)
-
-
-@contextlib.contextmanager
-def running(arguments, cwd, log):
-    with log.open("w") as sink, subprocess.Popen(arguments, cwd=cwd, env=environment(), stdout=sink, stderr=sink, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(40)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_six_servers_that_start_at_once_on_a_new_database_all_come_up(tmp_path):

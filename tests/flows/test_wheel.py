@@ -29,9 +29,11 @@ def run(site, cwd, *arguments):
 
 
 def test_it_holds_packages_data_and_no_common_word(site):
-    assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"bin", "selfcascade", "selfcascade_flows", "selfcascade_tasks"}
+    assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {
+        *("bin", "selfcascade", "selfcascade_flows", "selfcascade_infra", "selfcascade_tasks"),
+    }
     pages = ("selfcascade/evaluation/report.html.j2", "selfcascade/evaluation/report.js")
-    for data in ("selfcascade_flows/configs/demo.yaml", *pages, "selfcascade/bases/tiny-emoji/model_index.json"):
+    for data in ("selfcascade_flows/configs/demo.yaml", "selfcascade_infra/prefect.yaml", *pages, "selfcascade/bases/tiny-emoji/model_index.json"):
         assert (site / data).is_file(), data
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "selfcascade/bases/tiny-emoji").rglob("*") if path.is_file() and path.name[0] != "."}
     assert {path for path in shipped if not (site / path).is_file()} == set()
