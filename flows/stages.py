@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from selfcascade.config import PipelineSettings
+if TYPE_CHECKING:
+    from selfcascade.config import PipelineSettings
 
 Stage = Literal["run", "curate", "pretrain", "adapt", "generate", "evaluate"]
 """``run`` is all of them."""
