@@ -119,11 +119,19 @@ class PrefectServer:
 
     def _check_theirs(self) -> None:
         from prefect import get_client
+        from prefect.exceptions import PrefectHTTPStatusError
 
+        url = os.environ["PREFECT_API_URL"]
         with get_client(sync_client=True) as client:
             failure = client.api_healthcheck()
+            try:
+                if failure is None:
+                    client.api_version()  # health is told to anyone
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code not in (401, 403):
+                    raise
+                raise SettingsError(f"PREFECT_API_URL {url} asks for a password; set PREFECT_API_AUTH_STRING to the server's, USER:PASSWORD") from None
         if failure is not None:
-            url = os.environ["PREFECT_API_URL"]
             raise SettingsError(
                 f"PREFECT_API_URL {url} does not answer ({type(failure).__name__}); start that server, or unset the variable to use one of our own"
             )
