@@ -15,7 +15,7 @@ from selfcascade_tasks.stage import counts_of, running
 def adapt(settings: AdaptationSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Train the upsampler of ``settings`` on its dataset and publish it."""
     plan = tasks.plan(settings, store, execution)
-    with running("adapt", plan, store) as run:
+    with running("adapt", plan, store, execution) as run:
         if not plan.published:
             run.wait(tasks.encode_shard.map(plan.shards_todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
             if plan.training_todo:

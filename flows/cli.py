@@ -14,6 +14,7 @@ from selfcascade_flows.artifact_commands import add_artifact_commands
 from selfcascade_flows.check import check
 from selfcascade_flows.params import params
 from selfcascade_flows.stages import Stage
+from selfcascade_flows.status import status
 from selfcascade_flows.store_commands import store_app
 from selfcascade_flows.upsampler_commands import upsampler_app
 
@@ -142,6 +143,7 @@ def deploy(
     return deploy_file(file, dry_run=dry_run)
 
 
+app.command()(status)
 app.command()(params)
 app.command()(check)
 

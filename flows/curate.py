@@ -15,7 +15,7 @@ from selfcascade_tasks.stage import counts_of, running
 def curate(settings: CurationSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Decode, filter and split the pictures of ``settings.source`` and publish them as one dataset."""
     plan = tasks.plan(settings, store)
-    with running("curate", plan, store) as run:
+    with running("curate", plan, store, execution) as run:
         if not plan.published:
             tasks.stage(settings, store, plan)
             run.wait(tasks.curate_shard.map(plan.todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))

@@ -20,7 +20,7 @@ def evaluate(
     """Measure ``samples``, artifacts by label, against the real pictures of ``settings.dataset`` and publish the report; then hold it against another."""
     plan = tasks.plan(settings, samples, store, execution)
     before = tasks.before(settings, store, plan)
-    with running("evaluate", plan, store) as run:
+    with running("evaluate", plan, store, execution) as run:
         if not plan.published:
             run.wait(tasks.features.map(plan.todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
             tasks.publish(settings, store, plan, execution)

@@ -15,7 +15,7 @@ from selfcascade_tasks.stage import counts_of, running
 def generate(settings: GenerationSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Sample every prompt of ``settings.prompts`` by ``settings.method`` and publish the pictures as one artifact."""
     plan = tasks.plan(settings, store)
-    with running("generate", plan, store, method=settings.method) as run:
+    with running("generate", plan, store, execution, method=settings.method) as run:
         if not plan.published:
             chunks = [plan.only(index) for index in plan.todo]
             run.wait(tasks.sample_chunk.map(plan.todo, chunks, unmapped(settings), unmapped(store), unmapped(execution)))

@@ -15,7 +15,7 @@ from selfcascade_tasks.stage import counts_of, running
 def pretrain(settings: PretrainingSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Train autoencoder, text encoder and UNet of a small base on a dataset and publish it as a diffusers folder."""
     plan = tasks.plan(settings, store, execution)
-    with running("pretrain", plan, store) as run:
+    with running("pretrain", plan, store, execution) as run:
         if not plan.published:
             run.wait([tasks.train.submit(settings, store, plan, execution)])
             tasks.publish(settings, store, plan)

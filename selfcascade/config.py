@@ -50,6 +50,7 @@ class ExecutionSettings(Settings):
     workers: int = where(2, description="units of work that run side by side on this machine", ge=1, le=1024)
     device: str = where("auto", description="torch device: auto, cpu, cuda, cuda:1, mps")
     retries: int = where(3, description="tries of a network call or of a unit that failed for a reason that may pass", ge=0, le=20)
+    price: float = where(0.0, ge=0, description="of an hour of this machine, in whatever currency; the summary of a run then has an estimate of its cost")
 
 
 class ComputeSettings(Settings):

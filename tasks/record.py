@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,7 +55,13 @@ class StageCost(BaseModel):
     unit_seconds: float = Field(0.0, description="sum over the units of this run, side by side or not")
     cpu_seconds: float = 0.0
     peak_bytes: int = Field(0, description="largest resident memory of one worker during a unit")
+    error: str = Field("", description="why the stage failed, in a line; empty where it did not")
     tiers: dict[str, int] = Field({}, description="units sampled in each memory tier: a lower one than the settings' where memory ran out")
+
+    @property
+    def state(self) -> Literal["failed", "done", "skipped"]:
+        """``skipped`` if everything had been done before."""
+        return "failed" if self.error else "done" if self.done else "skipped"
 
     def add(self, cost: UnitCost) -> None:
         """Count a unit that is done."""
@@ -101,23 +107,34 @@ def recorded(store: Store, stage: str, name: str, method: str | None = None) -> 
 
     try:
         yield cost
-    except BaseException:
+    except BaseException as error:
+        cost.error = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         with suppress(StoreError):  # the error under way is the one to see
             write()
         raise
     write()
 
 
-def earlier_costs(store: Store, *, newest: int = 50) -> list[StageCost]:
-    """Stages of the newest records in the store, newest record first. Records of another form are passed over."""
-    found = sorted(store.list("runs/"), key=lambda info: (info.modified, info.key), reverse=True)[:newest]
-    costs: list[StageCost] = []
+def earlier_records(store: Store, *, newest: int = 50) -> list[RunRecord]:
+    """The newest records in the store, the newest first. Records of another form are passed over."""
+    found = sorted(store.list("runs/"), key=lambda info: (info.modified, info.key), reverse=True)
+    records: list[RunRecord] = []
     for info in found:
-        try:
-            costs += RunRecord.model_validate(json.loads(store.read(info.key))).stages
-        except (ValueError, StoreError):
-            continue
-    return costs
+        if len(records) == newest:
+            break
+        with suppress(ValueError, StoreError):
+            records.append(RunRecord.model_validate(json.loads(store.read(info.key))))
+    return records
+
+
+def earlier_costs(store: Store, *, newest: int = 50) -> list[StageCost]:
+    """Stages of the newest records in the store, newest record first."""
+    return [cost for record in earlier_records(store, newest=newest) for cost in record.stages]
+
+
+def current_record() -> RunRecord:
+    """The record of the run that everything now under way belongs to."""
+    return _current()
 
 
 def run_id() -> str:

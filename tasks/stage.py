@@ -10,11 +10,12 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.futures import PrefectFuture, as_completed
 
-from selfcascade.config import StoreSettings
+from selfcascade.config import ExecutionSettings, StoreSettings
 from selfcascade.storage import Artifact, ArtifactRef, Plan
 from selfcascade_tasks.progress import StageProgress
 from selfcascade_tasks.record import StageCost, UnitCost, recorded
 from selfcascade_tasks.store import opened
+from selfcascade_tasks.summary import summarised
 from selfcascade_tasks.workers import close_workers
 
 PUBLISHED = "selfcascade.artifact.published"
@@ -49,11 +50,12 @@ class StageRun:
 
 
 @contextmanager
-def running(stage: str, plan: Plan, store: StoreSettings, *, method: str | None = None) -> Iterator[StageRun]:
+def running(stage: str, plan: Plan, store: StoreSettings, execution: ExecutionSettings, *, method: str | None = None) -> Iterator[StageRun]:
     """Hold the artifact of ``plan`` while it is made, count its units in the UI and on the terminal, and write what it cost to the run's record."""
     held = opened(store)
     ref = plan.ref
     with (
+        summarised(execution),
         recorded(held, stage, ref.name, method) as cost,
         StageProgress(stage, ref.name, start=len(plan.done), total=plan.units) as progress,
         Artifact(held, ref).writing(),

@@ -34,7 +34,23 @@ def test_help_is_quick_and_names_every_command(selfcascade):
     assert result.returncode == 0
     listed = re.findall(r"^  (\w+) ", result.stdout.partition("Commands:")[2], re.M)
     stages = ["curate", "pretrain", "adapt", "generate", "evaluate", "run"]
-    assert listed == [*stages, "ls", "show", "look", "pull", "verify", "purge", "serve", "deploy", "params", "check", "configs", "store", "upsamplers"]
+    assert listed == [
+        *stages,
+        "ls",
+        "show",
+        "look",
+        "pull",
+        "verify",
+        "purge",
+        "serve",
+        "deploy",
+        "status",
+        "params",
+        "check",
+        "configs",
+        "store",
+        "upsamplers",
+    ]
     assert min(elapsed) < 1.5  # 0.2 s on a quiet machine
 
 

@@ -8,6 +8,7 @@ from selfcascade_flows.outlook import Step
 from selfcascade_flows.rates import SECONDS, seconds_of
 from selfcascade_flows.variants import sampled_with, trainings, variant, variants
 from selfcascade_tasks.record import RunRecord, StageCost, UnitCost, earlier_costs, recorded
+from selfcascade_tasks.summary import rows_of
 
 UNIT = UnitCost(unit=0, work=10, seconds=5.0, cpu_seconds=4.0, peak_bytes=1000)
 
@@ -27,8 +28,25 @@ def test_a_stage_is_recorded_with_its_units_also_when_it_fails(store):
     record = RunRecord.model_validate_json(store.read(info.key))
     fine, failed = record.stages
     assert (fine.done, fine.work, fine.unit_seconds, fine.peak_bytes) == (2, 20, 10.0, 3000)
-    assert (failed.stage, failed.done) == ("adapt", 0)
+    assert (failed.stage, failed.done, failed.error, failed.state, fine.state) == ("adapt", 0, "ValueError: boom", "failed", "done")
     assert record.host["python"]
+
+
+def test_a_summary_says_what_was_done_skipped_and_failed():
+    """Seconds, work a second, memory and cost of what was done; where the output is, or why there is none."""
+    stages = [
+        StageCost(stage="curate", name="a", artifact="datasets/a@1", units=3, seconds=0.2),
+        StageCost(stage="generate", name="b", artifact="samples/b@2", units=4, done=3, seconds=1800.0, work=900.0, peak_bytes=2**30),
+        StageCost(stage="evaluate", name="c", artifact="reports/c@3", units=2, done=1, seconds=3600.0, work=1.0, error="StoreFull: no room"),
+        StageCost(stage="adapt", name="d", units=10, seconds=1.0, error="KeyboardInterrupt:"),
+    ]
+    rows = rows_of(RunRecord(run="r", started="now", stages=stages), price=2.5)
+    assert [row["state"] for row in rows] == ["skipped", "done", "failed", "failed"]
+    assert [row["units"] for row in rows] == ["3 before", "3 of 4 now", "1 of 2 now", "0 of 10 now"]
+    assert [row["cost"] for row in rows] == ["0.0001", "1.2500", "2.5000", "0.0007"]
+    assert (rows[1]["a second"], rows[1]["peak MiB"]) == ("0.50", "1,024")
+    assert [row["output or error"] for row in rows] == ["datasets/a@1", "samples/b@2", "StoreFull: no room", "KeyboardInterrupt:"]
+    assert "cost" not in rows_of(RunRecord(run="r", started="now", stages=stages), price=0)[0]
 
 
 def test_records_of_another_form_are_passed_over(store):

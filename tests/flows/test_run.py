@@ -84,6 +84,20 @@ def test_the_ui_shows_progress_tables_and_sheets_under_stable_keys(first, home):
     assert secret not in dump
 
 
+def test_the_status_says_where_the_output_is(selfcascade, first, stored, home):
+    """Of the run, whose summary is in the UI too: every stage, done, with its artifact."""
+    run = re.search(r"flow-run/(\S+)", first).group(1)
+    text = selfcascade("status", "--runs", "50", cwd=home).stdout
+    told = text[text.index(f"run {run}") :].split("\nrun ")[0]
+    assert len(re.findall(r"^\w+ +\S+ +done ", told, re.M)) == 9
+    for name in ("datasets/twemoji", "upsamplers/demo", "samples/demo-tuned", "reports/demo"):
+        assert str(resolve(stored, name).ref) in re.sub(r"\s+", "", told)
+    with sqlite3.connect(home / ".selfcascade/prefect/prefect.db") as database:
+        rows = [json.loads(data) for (data,) in database.execute("select data from artifact where key = 'run-summary'")]
+    whole = max((json.loads(each) if isinstance(each, str) else each for each in rows), key=len)
+    assert [row["state"] for row in whole] == ["done"] * 9
+
+
 def test_the_look_ahead_finds_everything_published_and_writes_nothing(selfcascade, stored, home):
     before = {info.key: info.etag for info in stored.list("")}
     result = selfcascade("run", *small(), "--dry-run", cwd=home)
