@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import command, environment, small
@@ -220,3 +223,48 @@ def test_a_schedule_runs_the_whole_pipeline_on_postgresql(database, tmp_path):
         }
     with Store.open(StoreSettings(folder=tmp_path / "store")) as store:
         assert resolve(store, "reports/demo").manifest().objects
+
+
+@pytest.mark.full
+def test_a_killed_worker_and_a_killed_store_cost_no_work(home, tmp_path):
+    """SIGKILL of the worker with its run, and of the store, while samples are made: the automation ends the run, which no longer sends heartbeats, the next
+    one goes on from what is stored and ends with the same bytes."""
+    tree = yaml.safe_load(SHIPPED.read_text())
+    nightly = tree["deployments"][0] | {"schedules": [], "concurrency_limit": None}
+    nightly["parameters"]["overrides"] = [*(part for part in small() if part != "--set"), f"store.folder={tmp_path / 'store'}"]
+    ends = next(automation for automation in tree["automations"] if "heartbeat" in automation["name"])
+    ends["trigger"]["within"] = 45  # ten minutes in the file
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(tree | {"automations": [ends], "deployments": [nightly]}))
+    with prefect_server(tmp_path) as port:
+        here = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        here |= {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+        subprocess.run(command("deploy", "--file", "prefect.yaml"), cwd=tmp_path, env=environment() | here, check=True, capture_output=True, timeout=300)
+        deployment = asked(port, "/api/deployments/name/scheduled/nightly")["id"]
+
+        def state(run: str) -> str:
+            return asked(port, f"/api/flow_runs/{run}")["state_type"]
+
+        first = asked(port, f"/api/deployments/{deployment}/create_flow_run", {})["id"]
+        with running(WORKER, tmp_path, tmp_path / "first.log", **here) as worker:
+
+            def sampling() -> bool:
+                keys = {artifact["key"] for artifact in asked(port, "/api/artifacts/latest/filter", {"limit": 100})}
+                return "generate-demo-lanczos-progress" in keys and "evaluate-demo" not in keys
+
+            until(sampling, 400)
+            everyone = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+            weed = json.loads((tmp_path / "store/server.json").read_text())["pid"]
+            for process in [*everyone, psutil.Process(weed)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        assert state(first) == "RUNNING"  # nobody is left to say otherwise, and it holds the place of its queue
+        second = asked(port, f"/api/deployments/{deployment}/create_flow_run", {})["id"]
+        with running(WORKER, tmp_path, tmp_path / "second.log", **here):
+            until(lambda: state(first) == "CRASHED", 200)
+            until(lambda: state(second) in ("COMPLETED", "FAILED", "CRASHED"), 250)
+        assert state(second) == "COMPLETED", (tmp_path / "second.log").read_text()[-3000:]
+    with Store.open(StoreSettings(folder=tmp_path / "store")) as store, Store.open(StoreSettings(folder=home / ".selfcascade/store")) as undisturbed:
+        for name in ("datasets/twemoji", "upsamplers/demo", "samples/demo-tuned", "reports/demo"):
+            found, expected = resolve(store, name), resolve(undisturbed, name)
+            assert found.ref.version == expected.ref.version
+            assert [(entry.key, entry.sha256) for entry in found.manifest().objects] == [(entry.key, entry.sha256) for entry in expected.manifest().objects]
