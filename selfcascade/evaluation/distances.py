@@ -1,4 +1,4 @@
-"""FID and KID through torchmetrics, from features that the network gave once."""
+"""FID in closed form and KID through torchmetrics, from features that the network gave once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from selfcascade.evaluation.statistics import frechet
 from selfcascade.settings import SettingsError, digest_of
 
 PICTURES_PER_FEATURE = 10
@@ -43,13 +44,7 @@ def fid(real: Tensor, generated: Tensor) -> float:
         SettingsError: a set has fewer than two pictures.
     """
     _check(real, generated)
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    real, generated = _compact(real.double(), generated.double())
-    metric = FrechetInceptionDistance(feature=_PassThrough(real.shape[1]))
-    metric.update(real, real=True)
-    metric.update(generated, real=False)
-    return float(metric.compute())
+    return max(0.0, float(frechet(real.double(), generated.double())))
 
 
 def kid(real: Tensor, generated: Tensor, *, subset: int, subsets: int, seed: int) -> Kid:
@@ -91,14 +86,6 @@ def too_few(count: int, num_features: int) -> bool:
 def kid_subset(subset: int, *counts: int) -> int:
     """Pictures a subset: ``subset``, but at most half of the smallest set, so that subsets differ."""
     return max(2, min(subset, *(count // 2 for count in counts)))
-
-
-def _compact(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The same points in coordinates of the space that they span: no distance or angle changes, but d x d matrices become smaller where points are few."""
-    if len(x) + len(y) >= x.shape[1]:
-        return x, y
-    basis = torch.linalg.qr(torch.cat([x, y]).T).Q
-    return x @ basis, y @ basis
 
 
 def _check(real: Tensor, generated: Tensor) -> None:

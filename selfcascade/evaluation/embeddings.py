@@ -1,4 +1,4 @@
-"""What a further network says of a set of pictures: a vector a picture, and how well each fits its prompt, where the network can read."""
+"""What a further network says of a set of pictures: a vector a picture, how well each fits its prompt, where the network can read, and what class it is of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from selfcascade.evaluation.features import as_batch
 from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.sealed import sealed, unsealed
-from selfcascade.evaluation.tables import Batches, Picture
+from selfcascade.evaluation.tables import Batches, FeatureTable, Picture
 from selfcascade.settings import SettingsError
 
 
@@ -25,13 +25,16 @@ class Embeddings:
     """(n, d)"""
     agreement: NDArray[np.float32] | None
     """(n,), cosine of picture and prompt; None for a network that cannot read."""
+    logits: NDArray[np.float32] | None = None
+    """(n, classes), without bias; None for a network that does not classify."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to_bytes(self) -> bytes:
         """The form in the cache."""
-        return sealed({"features": self.features} | ({} if self.agreement is None else {"agreement": self.agreement}), self.keys)
+        beside = {"agreement": self.agreement, "logits": self.logits}
+        return sealed({"features": self.features} | {name: array for name, array in beside.items() if array is not None}, self.keys)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Embeddings | None:
@@ -40,7 +43,12 @@ class Embeddings:
         if found is None or "features" not in found[0]:
             return None
         arrays, keys = found
-        return cls(keys=tuple(keys), features=arrays["features"], agreement=arrays.get("agreement"))
+        return cls(keys=tuple(keys), features=arrays["features"], agreement=arrays.get("agreement"), logits=arrays.get("logits"))
+
+    @classmethod
+    def beside(cls, table: FeatureTable, network: FeatureNetwork) -> Embeddings:
+        """From the table that the same network left, without another pass; of a network that cannot read."""
+        return cls(table.keys, table.features, None, _logits(network, table.features))
 
 
 class Embedding:
@@ -73,7 +81,8 @@ class Embedding:
         order = sorted(range(len(self._names)), key=lambda place: self._names[place])
         features = self._batches.result()[order]
         names = [self._names[place] for place in order]
-        return Embeddings(tuple(key for _, key, _ in names), features, self._agreement(features, [prompt for _, _, prompt in names]))
+        agreement = self._agreement(features, [prompt for _, _, prompt in names])
+        return Embeddings(tuple(key for _, key, _ in names), features, agreement, _logits(self.network, features))
 
     def _agreement(self, features: NDArray[np.float32], prompts: list[str]) -> NDArray[np.float32] | None:
         if self.network.read is None:
@@ -84,3 +93,8 @@ class Embedding:
         read = torch.cat(parts)[[place[prompt] for prompt in prompts]]
         found: NDArray[np.float32] = cosine_similarity(torch.from_numpy(features), read).numpy()
         return found
+
+
+def _logits(network: FeatureNetwork, features: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    found = network.logits(torch.from_numpy(features))
+    return None if found is None else found.numpy()

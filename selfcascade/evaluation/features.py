@@ -29,8 +29,7 @@ def load_features(settings: FeatureSettings) -> FeatureNetwork:
     if settings.sha256 is not None:  # files of gigabytes are not read for nothing
         weights_sha256(settings, path)
     network = NETWORKS[settings.network]
-    body = network.load(path)
-    return FeatureNetwork(network.kind_of(path), body, getattr(body, "read", None))
+    return FeatureNetwork(network.kind_of(path), network.load(path), settings.resize)
 
 
 def network_kind(settings: FeatureSettings, path: Path) -> NetworkKind:

@@ -1,4 +1,4 @@
-"""Numbers of networks beside the one that KID and FID rest on: CMMD and CLIP score of CLIP, FD-DINOv2 of DINOv2."""
+"""Numbers of networks beside the one that KID and FID rest on: CMMD and CLIP score of CLIP, FD-DINOv2 of DINOv2, the Inception score."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from selfcascade.evaluation.cmmd import CmmdBlock
 from selfcascade.evaluation.distances import fid
 from selfcascade.evaluation.embeddings import Embeddings
+from selfcascade.evaluation.inception_score import Classified
 from selfcascade.evaluation.measured import LARGEST_GRAM, Measured, Shared, blank, frechet_number, mean_number
 from selfcascade.evaluation.results import Number
 
+_NO_HEAD = "the weights have no classes: their file ends with features, and this score is made of class probabilities"
 _TOO_MANY = f"more than {LARGEST_GRAM:,} pictures: their kernel does not fit the memory that an evaluation may take"
 
 
@@ -21,6 +23,9 @@ def measure_further(shared: Shared, measured: Measured, label: str, why: str) ->
     rows, columns = shared.halves.rows, shared.halves.columns
     for name, further in shared.further.items():
         table = further.tables[label]
+        if name == "inception-v3":
+            _inception_score(shared, measured, table)
+            continue
         own = torch.from_numpy(table.features)
         distance, into = (_frechet, "fd_dinov2") if name == "dinov2" else (_cmmd, "cmmd")
         distance(shared, measured, f"{into}_r", own, further.real, rows, columns)
@@ -32,8 +37,13 @@ def measure_further(shared: Shared, measured: Measured, label: str, why: str) ->
             mean_number(shared, measured, "clip_score", clip_scores(table))
 
 
-def further_floor(name: str, table: Embeddings, some: NDArray[np.int64], others: NDArray[np.int64]) -> dict[str, Number]:
-    """Of real pictures against other real ones, and of real pictures beside their own captions."""
+def further_floor(name: str, table: Embeddings, some: NDArray[np.int64], others: NDArray[np.int64], *, seed: int) -> dict[str, Number]:
+    """Of real pictures against other real ones, of real pictures beside their own captions, and of as many real ones by themselves."""
+    if name == "inception-v3":
+        if table.logits is None:
+            return {"inception_score": Number(why=_NO_HEAD)}
+        scores = Classified.of(torch.from_numpy(table.logits[some]), seed=seed).scores()
+        return {"inception_score": Number(value=float(scores.mean()), spread=float(scores.std(correction=0)))}
     one, rest = torch.from_numpy(table.features[some]), torch.from_numpy(table.features[others])
     if name == "dinov2":
         return {"fd_dinov2_r": Number(value=fid(rest, one))}
@@ -45,6 +55,21 @@ def clip_scores(table: Embeddings) -> NDArray[np.float64]:
     assert table.agreement is not None
     scores: NDArray[np.float64] = 100 * np.maximum(table.agreement.astype(np.float64), 0)
     return scores
+
+
+def _inception_score(shared: Shared, measured: Measured, table: Embeddings) -> None:
+    name = "inception_score"
+    if table.logits is None:
+        blank(measured, _NO_HEAD, name)
+        return
+    classified = Classified.of(torch.from_numpy(table.logits), seed=shared.settings.seed)
+    scores = classified.scores()
+    measured.values[name] = float(scores.mean())
+    number = Number(value=measured.values[name], spread=float(scores.std(correction=0)))
+    if shared.halves.rows is not None:
+        measured.replicates[name] = classified.halves(shared.halves.rows)
+        number = number.model_copy(update={"error": shared.halves.error(measured.replicates[name])})
+    measured.numbers[name] = number
 
 
 def _frechet(shared: Shared, measured: Measured, name: str, own: Tensor, reference: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from selfcascade.config import EvaluationSettings, FeatureSettings
+from selfcascade.config import EvaluationSettings, FeatureSettings, FurtherFeatures
 from selfcascade.evaluation.embeddings import Embedding, Embeddings
 from selfcascade.evaluation.features import load_features, weights_path, weights_sha256
 from selfcascade.evaluation.networks.network import FeatureNetwork
@@ -55,20 +55,22 @@ def measured_set(settings: EvaluationSettings, store: Store, plan: EvaluationPla
             crops = CropPlan(plan.target, settings.crop, settings.crops_per_image, settings.seed) if _has_crops(plan, chosen) else None
             network = _network(settings.features, plan, plan.weights)
             extraction = Extraction(network, small=plan.small, crops=crops, batch=settings.features.batch, device=plan.device)
-        missing = [each for each in settings.further if each.network not in further]
+        missing = {each.network: each for each in settings.further if each.network not in further}
+        networks = {name: _network(each, plan, plan.further_weights[name]) for name, each in missing.items()}
         embeddings = {
-            each.network: Embedding(_network(each, plan, plan.further_weights[each.network]), batch=each.batch, device=plan.device) for each in missing
+            name: Embedding(networks[name], batch=each.batch, device=plan.device) for name, each in missing.items() if not _shares_pass(settings, plan, each)
         }
-        for picture in read_pictures(store, chosen):
-            if extraction is not None:
-                extraction.add(picture)
-            for embedding in embeddings.values():
-                embedding.add(picture)
-        made = {name: embedding.result() for name, embedding in embeddings.items()}
+        if extraction is not None or embeddings:
+            for picture in read_pictures(store, chosen):
+                if extraction is not None:
+                    extraction.add(picture)
+                for embedding in embeddings.values():
+                    embedding.add(picture)
         if extraction is not None:
             table = extraction.result()
             store.put_cache(keys[TABLE], table.to_bytes())
-    assert table is not None
+        assert table is not None
+        made = {name: embeddings[name].result() if name in embeddings else Embeddings.beside(table, networks[name]) for name in missing}
     for name, embedded in made.items():
         store.put_cache(keys[name], embedded.to_bytes())
     return MeasuredSet(table, {each.network: (further | made)[each.network] for each in settings.further})
@@ -83,7 +85,7 @@ def bytes_of(settings: EvaluationSettings, plan: EvaluationPlan, chosen: Picture
     """About what the tables of a set take."""
     assert plan.protocol is not None
     passes = 1 + (settings.crops_per_image if _has_crops(plan, chosen) else 0)
-    width = plan.protocol.num_features * passes + sum(each.num_features for each in plan.protocol.further)
+    width = plan.protocol.num_features * passes + sum(each.num_features + each.classes for each in plan.protocol.further)
     return chosen.count * (4 * width + 3 * plan.small[0] * plan.small[1])
 
 
@@ -91,6 +93,11 @@ def _network(settings: FeatureSettings, plan: EvaluationPlan, sha256: str) -> Fe
     if weights_sha256(settings, weights_path(settings)) != sha256:
         raise SettingsError(f"the weights of {settings.network} are not those that {plan.ref} was planned with; give every worker the same file")
     return load_features(settings).to(plan.device)
+
+
+def _shares_pass(settings: EvaluationSettings, plan: EvaluationPlan, each: FurtherFeatures) -> bool:
+    """Whether the table has what ``each`` would give: the network of the report itself, which is not passed twice. Prompts are in no table."""
+    return each.network != "clip" and each.what() == settings.features.what() and plan.further_weights[each.network] == plan.weights
 
 
 def _has_crops(plan: EvaluationPlan, chosen: PictureSet) -> bool:

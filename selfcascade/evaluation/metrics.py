@@ -88,7 +88,7 @@ def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable
     if table.spectra is not None:
         numbers["detail_r"] = Number(value=float(detail(table.spectra[some]).mean() / detail(table.spectra[others]).mean()))
     for name, embedded in (further or {}).items():
-        numbers |= further_floor(name, embedded, some, others)
+        numbers |= further_floor(name, embedded, some, others, seed=settings.seed)
     return Row(
         label="real pictures",
         method="real",

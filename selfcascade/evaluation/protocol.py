@@ -8,14 +8,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from selfcascade.config import EvaluationSettings, FurtherFeatures
-from selfcascade.evaluation import cmmd, layout, manifold, objects, spectrum
+from selfcascade.evaluation import cmmd, inception_score, layout, manifold, objects, spectrum
 from selfcascade.evaluation.crops import crop_rule
 from selfcascade.evaluation.distances import kid_subset
 from selfcascade.evaluation.networks.network import NetworkKind
-from selfcascade.evaluation.resize import RULE as RESIZE_RULE
+from selfcascade.evaluation.resize import RULES
 from selfcascade.settings import SettingsError, digest_of
 
-FRECHET = "Fréchet distance of Gaussians with unbiased covariances in float64 (torchmetrics)"
+FRECHET = "Fréchet distance of Gaussians with unbiased covariances in float64"
+
+FURTHER_RULES = {"clip": cmmd.RULE, "dinov2": FRECHET, "inception-v3": inception_score.RULE}
 
 
 class FurtherProtocol(BaseModel):
@@ -27,8 +29,10 @@ class FurtherProtocol(BaseModel):
     network: str
     weights_sha256: str
     num_features: int
+    classes: int = Field(0, description="logits beside the features")
     input: str
     licence: str = Field(description="of the published weights")
+    resize: str = RULES["clean"]
     rule: str = Field(description="how its features become numbers")
     batch: int
     threads: int
@@ -41,21 +45,24 @@ class FurtherProtocol(BaseModel):
             network=kind.name,
             weights_sha256=weights_sha256,
             num_features=kind.num_features,
+            classes=kind.classes,
             input=_input(kind),
             licence=kind.licence,
-            rule=cmmd.RULE if settings.network == "clip" else FRECHET,
+            resize=RULES[settings.resize],
+            rule=FURTHER_RULES[settings.network],
             batch=settings.batch,
             threads=settings.threads,
         )
 
     def caption(self) -> str:
         """What stands under a table that has its numbers."""
-        return f"{self.network}, weights {self.weights_sha256[:12]}, {self.num_features} features, input {self.input}"
+        resize = "" if self.resize == RULES["clean"] else f", resize: {self.resize}"
+        return f"{self.network}, weights {self.weights_sha256[:12]}, {self.num_features} features, input {self.input}{resize}"
 
     def feature_digest(self, device: str) -> str:
         """Digest of what shapes the features, on a kind of device: the address of cached ones."""
-        shared = ("weights_sha256", "input", "batch", "threads")
-        return digest_of({name: getattr(self, name) for name in shared} | {"resize": RESIZE_RULE, "device": device, "torch": torch.__version__})
+        shared = ("weights_sha256", "input", "resize", "batch", "threads")
+        return digest_of({name: getattr(self, name) for name in shared} | {"device": device, "torch": torch.__version__})
 
 
 class Protocol(BaseModel):
@@ -102,7 +109,7 @@ class Protocol(BaseModel):
             weights_sha256=weights_sha256,
             num_features=kind.num_features,
             input=_input(kind),
-            resize=RESIZE_RULE,
+            resize=RULES[settings.features.resize],
             crop=crop_rule(side=settings.crop, count=settings.crops_per_image, seed=settings.seed),
             kid=f"unbiased squared MMD, kernel (x.y / d + 1)^3, mean over {settings.kid_subsets} seeded subsets of {subset} without replacement (torchmetrics)",
             fid=FRECHET,

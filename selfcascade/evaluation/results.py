@@ -122,6 +122,14 @@ METRICS: tuple[Metric, ...] = (
         meaning="Fréchet distance of DINOv2 features to held-out real pictures; biased like FID_r",
     ),
     Metric(name="fd_dinov2_b", heading="FD-DINOv2_b", digits=0, network="dinov2", meaning="Fréchet distance of DINOv2 features to the base's own pictures"),
+    Metric(
+        name="inception_score",
+        heading="IS",
+        digits=2,
+        network="inception-v3",
+        better="higher",
+        meaning="Inception score: how sure a classifier is of each picture and how many classes they cover; without any real picture, more for more pictures",
+    ),
 )
 """Every metric, in the order of the table: KID leads, since FID is biased at the counts that a small run has."""
 
@@ -137,7 +145,7 @@ class Number(_Record):
 
     value: float | None = None
     error: float | None = Field(None, description="standard error; unset where it is not known")
-    spread: float | None = Field(None, description="KID: standard deviation over the subsets that torchmetrics drew")
+    spread: float | None = Field(None, description="KID: standard deviation over the subsets that torchmetrics drew; Inception score: over its splits")
     limit: float | None = Field(None, description="FID: extrapolated to ever more pictures of the method, by a line in 1 / n")
     why: str = Field("", description="why there is no value")
 

@@ -21,7 +21,7 @@ from selfcascade.curation.record import Rejected
 from selfcascade.evaluation.features import as_batch
 from selfcascade.evaluation.moments import Moments
 from selfcascade.evaluation.networks.network import FeatureNetwork
-from selfcascade.evaluation.resize import RULE
+from selfcascade.evaluation.resize import RULES
 from selfcascade.evaluation.tables import Batches
 from selfcascade.generation.samples import read_generated
 from selfcascade.settings import SettingsError
@@ -80,7 +80,7 @@ def read_side(text: str, settings: EvaluationSettings, network: FeatureNetwork, 
 
 def how_made(network: FeatureNetwork, weights_sha256: str) -> dict[str, str]:
     """What two statistics must share to be comparable."""
-    return {"network": network.kind.name, "weights": weights_sha256, "resize": RULE}
+    return {"network": network.kind.name, "weights": weights_sha256, "resize": RULES[network.rule]}
 
 
 def _folder(folder: Path) -> Iterator[NDArray[np.uint8]]:

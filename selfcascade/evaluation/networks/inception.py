@@ -1,4 +1,4 @@
-"""Inception-v3 from a file: the TorchScript one that clean-fid and EDM2 use, or torch-fidelity's state dict where torch-fidelity imports."""
+"""Inception-v3 from a file: the TorchScript one that clean-fid and EDM2 use, or the state dict of torch-fidelity and pytorch-fid."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from selfcascade.config import FeatureSettings
+from selfcascade.evaluation.networks.inception_layers import InceptionV3
 from selfcascade.evaluation.networks.network import NetworkKind
 from selfcascade.settings import SettingsError
 
-SCRIPT = NetworkKind("Inception-v3 (TorchScript of 2015-12-05)", 2048, 299, "(x - 128) / 128", "Apache-2.0")
-FIDELITY = NetworkKind("Inception-v3 (torch-fidelity)", 2048, 299, "rounded to bytes, then (x - 128) / 128", "Apache-2.0")
+SCRIPT = NetworkKind("Inception-v3 (TorchScript of 2015-12-05)", 2048, 299, "(x - 128) / 128", "Apache-2.0", 1008)
+STATE = NetworkKind("Inception-v3 (state dict of 2015-12-05)", 2048, 299, "(x - 128) / 128", "Apache-2.0", 1008)
 
-GET = "set evaluation.features.weights to the TorchScript file inception-2015-12-05.pt that clean-fid and EDM2 use"
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+"""torch-fidelity's state dict; the name's end is the beginning of its SHA-256."""
+GET = "set evaluation.features.weights to the TorchScript file inception-2015-12-05.pt that clean-fid and EDM2 use, or to torch-fidelity's .pth"
 
 
 def locate(settings: FeatureSettings) -> Path:
-    """The file that is set, else torch-fidelity's.
+    """The file that is set, else torch-fidelity's in the cache of torch's hub.
 
     Raises:
         SettingsError: there is no such file, or none is set and torch-fidelity's is not here and may not be downloaded.
     """
     if settings.weights is None:
-        return _fidelity_weights(download=settings.download)
+        return _cached(download=settings.download)
     if not settings.weights.is_file():
         raise SettingsError(f"evaluation.features.weights: no file {settings.weights}; {GET}")
     return settings.weights
@@ -34,16 +37,16 @@ def locate(settings: FeatureSettings) -> Path:
 
 def kind_of(path: Path) -> NetworkKind:
     """Which of the two the file holds."""
-    return SCRIPT if _is_script(path) else FIDELITY
+    return SCRIPT if _is_script(path) else STATE
 
 
 def load(path: Path) -> nn.Module:
     """The body.
 
     Raises:
-        SettingsError: the file is neither, or torch-fidelity does not import.
+        SettingsError: the file is neither.
     """
-    return _script(path) if _is_script(path) else _fidelity(path)
+    return _script(path) if _is_script(path) else _state(path)
 
 
 class _TorchScriptInception(nn.Module):
@@ -52,22 +55,10 @@ class _TorchScriptInception(nn.Module):
     def __init__(self, script: Any) -> None:
         super().__init__()
         self.layers = script.layers
+        self.head: Tensor | None = script.output.weight.detach() if hasattr(script, "output") else None
 
     def forward(self, pictures: Tensor) -> Tensor:
         features: Tensor = self.layers((pictures.contiguous() - 128) / 128)
-        return features
-
-
-class _FidelityInception(nn.Module):
-    """torch-fidelity's Inception-v3, which scales bytes by itself."""
-
-    def __init__(self, extractor: Any) -> None:
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        # It takes bytes only; 299 px passes through its own bilinear resize unchanged.
-        features: Tensor = self.extractor(pictures.round().to(torch.uint8))[0]
         return features
 
 
@@ -89,35 +80,24 @@ def _is_script(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _fidelity(path: Path) -> nn.Module:
+def _state(path: Path) -> nn.Module:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError):
-        raise SettingsError(
-            f"evaluation.features.weights {path} is not a TorchScript file, and torch-fidelity, which reads a state dict, does not import; {GET}"
-        ) from None
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run whatever a pickle holds
-        return _FidelityInception(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)))
+        return InceptionV3.of(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load and load_state_dict raise many kinds on a file that is something else
         reason = " ".join(str(error).split())[:120]
-        raise SettingsError(f"evaluation.features.weights {path} is not Inception-v3 for torch-fidelity: {reason}; {GET}") from None
+        raise SettingsError(f"evaluation.features.weights {path} is no state dict of Inception-v3: {reason}; {GET}") from None
 
 
-def _fidelity_weights(*, download: bool) -> Path:
-    """Where torch-fidelity keeps its weights, in the cache of torch's hub."""
+def _cached(*, download: bool) -> Path:
+    path = Path(torch.hub.get_dir(), "checkpoints", URL.rsplit("/", 1)[1])
+    if path.is_file():
+        return path
     missing = f"feature network inception-v3 needs weights; {GET}, or keep evaluation.features.network at efficientnet-lite0, which works offline"
+    if not download:
+        raise SettingsError(f"{missing}, or allow its download by evaluation.features.download=true")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    except (ImportError, RuntimeError):
-        raise SettingsError(missing) from None
-    path = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
-    if not path.is_file():
-        if not download:
-            raise SettingsError(f"{missing}, or allow its download by evaluation.features.download=true")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix="6726825d", progress=False)
-        except (OSError, RuntimeError) as error:
-            raise SettingsError(f"{missing} (download of {URL_INCEPTION_V3} failed: {' '.join(str(error).split())[:120]})") from None
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix="6726825d", progress=False)
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(f"{missing} (download of {URL} failed: {' '.join(str(error).split())[:120]})") from None
     return path

@@ -23,18 +23,28 @@ class NetworkKind:
     """How 0..255 becomes what the network was trained on, in words."""
     licence: str
     """Of the weights, as their source has it."""
+    classes: int = 0
+    """Logits that its file gives beside features, where it has a head."""
 
 
 class FeatureNetwork(nn.Module):
     """A frozen network behind one interface; torchmetrics takes it as ``feature=`` for every metric."""
 
-    def __init__(self, kind: NetworkKind, body: nn.Module, read: Callable[[Sequence[str]], Tensor] | None = None) -> None:
-        """``body`` turns float pictures in 0..255, (N, 3, H, W), into features, (N, d); ``read`` turns texts into as many, where the network can read."""
+    def __init__(self, kind: NetworkKind, body: nn.Module, rule: str = "clean") -> None:
+        """``body`` turns float pictures in 0..255, (N, 3, H, W), into features, (N, d); ``rule`` names the resize.
+
+        Of a body with ``read``, texts (N) to (N, d), or ``head``, a matrix (classes, d), these are the network's too.
+        """
         super().__init__()
-        self.kind = kind
+        self.kind, self.rule = kind, rule
         self.num_features = kind.num_features
         self.body = body.eval().requires_grad_(False)
-        self.read = read
+        self.read: Callable[[Sequence[str]], Tensor] | None = getattr(body, "read", None)
+        self._head: Tensor | None = getattr(body, "head", None)
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Logits of classes without their bias, (N, classes) float32, of features, (N, d) on the CPU; None where the network has no head."""
+        return None if self._head is None else features @ self._head.detach().cpu().T
 
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Tensor:
@@ -48,7 +58,7 @@ class FeatureNetwork(nn.Module):
     def resized(self, pictures: Tensor) -> Tensor:
         """Pictures, (N, 3, H, W) uint8, at the network's own size, float32 in 0..255: small enough to be gathered to a batch. Raises as :meth:`forward`."""
         _check_bytes(pictures)
-        return resize(pictures, (self.kind.side, self.kind.side))
+        return resize(pictures, (self.kind.side, self.kind.side), self.rule)
 
     @torch.inference_mode()
     def embed(self, pictures: Tensor) -> Tensor:

@@ -41,6 +41,14 @@ class _Script(nn.Module):
         return self.layers(nn.functional.interpolate(pictures.float(), size=(299, 299)))
 
 
+class _Classifier(_Script):
+    """With the head that the real file has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(2048, 1008)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Small matrices gain nothing from a second thread."""
@@ -55,6 +63,16 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.jit.script(_Script()).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``inception_file``, with classes."""
+    path = tmp_path_factory.mktemp("weights") / "classifier.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        torch.jit.script(_Classifier()).save(str(path))
     return path
 
 

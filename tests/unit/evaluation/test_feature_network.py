@@ -18,7 +18,7 @@ from selfcascade.evaluation.distances import fid
 from selfcascade.evaluation.features import as_batch, load_features, weights_path, weights_sha256
 from selfcascade.evaluation.networks import lite0
 from selfcascade.evaluation.networks.network import FeatureNetwork, NetworkKind
-from selfcascade.evaluation.resize import resize
+from selfcascade.evaluation.resize import RULES, resize
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
 
@@ -39,6 +39,37 @@ def test_resize_does_not_alias():
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     small = resize(as_batch([np.stack([board] * 3, axis=2)]), (8, 8))
     assert (small[..., 1:-1, 1:-1] - 127.5).abs().max() < 2
+
+
+def test_the_other_resizes_are_what_they_are_called():
+    """TensorFlow 1: pixel i of n lies at i * old / n, by hand in two loops. Bilinear: torch's, antialiased. Each leaves a right size alone."""
+    picture = torch.randint(0, 256, (1, 3, 7, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found, source = resize(picture, (5, 23), "tensorflow"), picture[0].double()
+    for row in range(5):
+        for column in range(23):
+            y, x = row * 7 / 5, column * 10 / 23
+            top, left = int(y), int(x)
+            low, right = min(top + 1, 6), min(left + 1, 9)
+            upper = source[:, top, left] * (1 - x + left) + source[:, top, right] * (x - left)
+            lower = source[:, low, left] * (1 - x + left) + source[:, low, right] * (x - left)
+            torch.testing.assert_close(found[0, :, row, column].double(), upper * (1 - y + top) + lower * (y - top), atol=1e-3, rtol=0)
+    expected = nn.functional.interpolate(picture.float(), size=(5, 23), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resize(picture, (5, 23), "bilinear"), expected)
+    for rule in RULES:
+        assert torch.equal(resize(picture, (7, 10), rule), picture.float())
+
+
+def test_the_network_resizes_as_its_settings_say(inception_file):
+    """Features by each rule are those of pictures resized by it; the digest of the settings is the old one where the rule is."""
+    picture = torch.randint(0, 256, (1, 3, 40, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for rule in RULES:
+        network = load_features(FeatureSettings(network="inception-v3", weights=inception_file, resize=rule))
+        found[rule] = network(picture)
+        torch.testing.assert_close(found[rule], network.embed(resize(picture, (299, 299), rule)))
+    assert not torch.allclose(found["clean"], found["tensorflow"])
+    assert "resize" not in FeatureSettings().what()
+    assert FeatureSettings(resize="bilinear").what()["resize"] == "bilinear"
 
 
 def test_lite0_is_the_published_network():

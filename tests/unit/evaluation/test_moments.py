@@ -39,7 +39,7 @@ def test_merged_is_one_pass(shards, width, shift, chance):
 
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 60, 5), (9, 7, 24), (3, 200, 16)])
 def test_frechet_from_moments_is_frechet_from_features(n, m, d):
-    """Also where covariances are singular; and it is what torchmetrics gives."""
+    """Also where covariances are singular; and it is what the features give."""
     x, y = normal(n, d, 1), normal(m, d, 2, shift=0.5)
     found = Moments.of(x).frechet(Moments.of(y))
     assert found == pytest.approx(float(frechet(x, y)), rel=1e-6)
