@@ -47,12 +47,14 @@ lint: $(VENV)/.dev $(LOCAL)/types
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants.py
 
-# Measures the shipped base against real renders, and seconds an image and a training step of every method. Takes an hour and a half.
-bench: $(VENV)/.dev
+# Measures the shipped base against real renders, and seconds an image and a training step of every method. Takes two hours.
+bench: $(VENV)/.dev $(VENV)-peers/.dev
 	$(BIN)/python tests/bench/base.py selfcascade/bases/tiny-emoji
 	$(BIN)/python tests/bench/sampling.py --sixteen --out bench.json
 	$(BIN)/python tests/bench/memory.py --out memory.json
 	$(BIN)/python tests/bench/training.py --out training.json
+	$(BIN)/python tests/bench/coverage.py --out coverage.json
+	$(VENV)-peers/bin/python tests/bench/evaluation.py --out evaluation.json
 
 # Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.
 configs: $(VENV)/.dev

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
-PAGES = (ROOT / "docs/performance.md", ROOT / "docs/curation.md")
+PAGES = (ROOT / "docs/performance.md", ROOT / "docs/curation.md", ROOT / "docs/evaluation.md")
 BENCHES = ROOT / "docs/results"
 """A file for each of :data:`BLOCKS`, as the script in ``tests/bench`` of its name writes it."""
 CASCADE = {
@@ -213,6 +213,27 @@ def duplicates(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def evaluation(records: list[dict[str, Any]]) -> str:
+    """Markdown: CPU time of an evaluation beside others, by network, and what a picture leaves in memory."""
+    lines = [_row(["figure", "median", "lowest", "highest", "rounds", "aim", "measured on"]), _row(["---", *["---:"] * 5, "---"])]
+    for record in records:
+        _, *network, figure = record["id"].split("/")
+        cells = [f"{record[key]:.2f}" for key in ("value", "low", "high")]
+        lines.append(_row([", ".join([figure.replace("_", " "), *network]), *cells, str(record["n"]), record["aim"], record["note"]]))
+    return "\n".join([*lines, "", _made(records[0])])
+
+
+def coverage(records: list[dict[str, Any]]) -> str:
+    """Markdown: how often intervals held the truth and gates fired."""
+    lines = [_row(["", "held or fired", "against", "aim"]), _row(["---", "---:", "---", "---:"])]
+    for record in records:
+        share = f"{100 * record['value']:.1f} % ({100 * record['low']:.1f} to {100 * record['high']:.1f})"
+        note = f" ({record['note']})" if record["id"].endswith("all") else ""
+        lines.append(_row([record["id"].partition("/")[2], share, record["against"] + note, record["aim"] or "–"]))
+    shape = next(record["note"] for record in records if record["id"] == "coverage/KID")
+    return "\n".join([*lines, "", f"{records[0]['n']:,} studies each: {shape}; for FID as many prompts as ten times the features."])
+
+
 BLOCKS = {
     "sampling": sampling,
     "training": training,
@@ -223,6 +244,8 @@ BLOCKS = {
     "upscalers": upscalers,
     "sweep": sweep,
     "duplicates": duplicates,
+    "evaluation": evaluation,
+    "coverage": coverage,
 }
 """What fills each block of a page, from the file of its name."""
 
