@@ -138,6 +138,20 @@ def speed(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about} {_made(record)}"])
 
 
+def watermarks(record: dict[str, Any]) -> str:
+    """Markdown: what each bound of the score takes for marked, of pictures with a mark and without one."""
+    columns = list(dict.fromkeys(name for found in record["sets"].values() for row in found["rows"] for name in row if name != "threshold"))
+    lines = [_row(["`max_watermark`", "set", *columns]), _row(["---:", "---", *["---:"] * len(columns)])]
+    for place, row in enumerate(next(iter(record["sets"].values()))["rows"]):
+        for name, found in record["sets"].items():
+            shares = found["rows"][place]
+            lines.append(_row([str(row["threshold"]), name, *(f"{100 * shares[column]:.1f} %" if column in shares else "–" for column in columns)]))
+    counts = ", ".join(f"{found['pictures']} {name}" for name, found in record["sets"].items())
+    about = f"{counts}, each but the patterns with four marks; {record['threshold']} is the bound that the other half of the pictures chose."
+    spent = ", ".join(f"{value:g} ms of {side} x {side} pixels" for side, value in record["milliseconds"].items())
+    return "\n".join([*lines, "", f"{about} A score takes {spent}. {_made(record)}"])
+
+
 _DISTANCES = (("kid_b", 1000, 1), ("kid_r", 1000, 1), ("layout_b", 1, 3))
 
 
@@ -246,6 +260,7 @@ BLOCKS = {
     "duplicates": duplicates,
     "evaluation": evaluation,
     "coverage": coverage,
+    "watermarks": watermarks,
 }
 """What fills each block of a page, from the file of its name."""
 

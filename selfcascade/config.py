@@ -175,6 +175,7 @@ class FilterSettings(Settings):
     min_sharpness: float = Field(0.0, ge=0, description="least variance of the Laplacian of the stored picture's luma; blurred photographs are below 50 or so")
     min_entropy: float = Field(0.0, ge=0, le=8, description="least entropy of the stored picture's luma, in bits a pixel")
     max_border: float = Field(1.0, ge=0, le=1, description="largest share of height or width that even bars along the edges may take")
+    max_watermark: float | None = Field(None, ge=0, description="highest score of a mark that is tiled over the picture; 5 leaves out most; unset: any")
     min_caption_chars: int = Field(1, ge=0, description="shortest caption")
     max_caption_chars: int = Field(2000, ge=1, description="longest caption")
     max_caption_copies: int | None = Field(None, ge=1, description="a caption that more inputs have is boilerplate; unset: any number")
@@ -186,7 +187,7 @@ class FilterSettings(Settings):
 class CurationSettings(Settings):
     """From a pile of pictures to clean, deterministic shards."""
 
-    FORMAT = 3  # libvips decodes; tables hold scores, offsets and what tells that an input is as it was
+    FORMAT = 4  # libvips decodes; tables hold scores, of tiled marks too, offsets and what tells that an input is as it was
 
     name: Name = where("pictures", description="name of the dataset artifact")
     source: Source = Field(TwemojiSource(), description="where pictures and captions come from")

@@ -1,6 +1,7 @@
 """Scores: what is measured of every picture that could be decoded, whether or not a filter looks at it.
 
-All but the last are sums of whole numbers and come out the same on every machine. They describe the picture as it is stored, which is what training sees.
+All but the perceptual hash and the watermark are sums of whole numbers and come out the same on every machine. They describe the picture as it is stored, which
+is what training sees.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfcascade.config import ScorerSettings
+from selfcascade.curation.watermark import tiling
 from selfcascade.settings import SettingsError
 
 SCHEMA = pa.schema(
@@ -28,10 +30,12 @@ SCHEMA = pa.schema(
         ("entropy", pa.float32()),
         ("border", pa.float32()),
         ("phash", pa.string()),
+        ("watermark", pa.float32()),
     ]
 )
 """Columns of a shard's table: bytes of the file over pixels of the source; standard deviation of the channel that varies most; variance of the Laplacian of
-the luma; entropy of its histogram in bits; the largest share of height or width that even bars along the edges take; 64-bit perceptual hash in hex."""
+the luma; entropy of its histogram in bits; the largest share of height or width that even bars along the edges take; 64-bit perceptual hash in hex; how far
+a tiled mark stands out (:mod:`selfcascade.curation.watermark`)."""
 
 EVEN = 8
 """Levels of luma within which a bar is even: JPEG leaves a little noise."""
@@ -59,6 +63,7 @@ def scores_of(pixels: NDArray[np.uint8], *, bytes_per_pixel: float, caption: str
         "entropy": round(entropy(luma), 3),
         "border": round(border(luma), 4),
         "phash": perceptual_hash(luma),
+        "watermark": round(tiling(luma), 1),
     }
     for scorer in scorers:
         scores[scorer.name] = _called(scorer, pixels, caption)

@@ -191,5 +191,6 @@ COLUMNS: dict[str, tuple[str, NDArray[np.float64], Callable[[pa.Table], NDArray[
     "entropy": ("entropy, bits", np.linspace(0, 8, 33), _column("entropy")),
     "deviation": ("standard deviation, levels", np.linspace(0, 128, 33), _column("deviation")),
     "border": ("share of even bars", np.linspace(0, 1, 26), _column("border")),
+    "watermark": ("tiled mark", np.linspace(0, 20, 41), _column("watermark")),
 }
 """Title, edges, and how a table gives the values."""

@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from selfcascade.curation.near import Hashed, near_duplicates
 from selfcascade.curation.picture import scored
 from selfcascade.curation.reading import read_rows
 from selfcascade.curation.record import Entry, Picture, Rejected
+from selfcascade.curation.scores import SCHEMA as SCORES
 from selfcascade.curation.shards import Stored, read_tar, tar_name
 from selfcascade.curation.tree import SourceChanged
 from selfcascade.settings import SettingsError
@@ -88,7 +90,8 @@ class DatasetPictures:
                 filters.check_shape(fields["width"], fields["height"], settings.filters, size=1)
                 if min(image.size) < settings.size:
                     raise Rejected(f"smaller than the target: stored as {image.width}x{image.height}, for {settings.size}x{settings.size}")
-                if scores and all(scorer.name in scores for scorer in settings.filters.scorers) and _fits(image, stored, settings):
+                fits = _fits(image, stored, settings)
+                if scores and fits and all(name in scores for name in _wanted(settings)):
                     filters.check_scores(scores, settings.filters)
                     return Picture(stored.data, stored.extension, scores=scores, **source)
             except Rejected as rejected:
@@ -96,7 +99,9 @@ class DatasetPictures:
             pixels = decode(stored.data, image, settings).pixels
         area = fields["width"] * fields["height"]
         per_pixel = scores["bytes_per_pixel"] if scores else len(stored.data) / area
-        return scored(pixels, settings, entry.caption, bytes_per_pixel=per_pixel, **source)
+        picture = scored(pixels, settings, entry.caption, bytes_per_pixel=per_pixel, **source)
+        # What only lacked a score is not encoded twice.
+        return replace(picture, data=stored.data, extension=stored.extension) if fits else picture
 
     def _stored(self, number: int, key: str) -> Stored:
         """The sample ``key`` of a shard, which is read once while keys are asked for in its order."""
@@ -120,6 +125,11 @@ class DatasetPictures:
                     if row["kept"]:
                         name = f"{artifact.ref.name}@{artifact.ref.version[:12]}/{row['key']}" if other else row["key"]
                         yield Hashed(name, int(row["phash"], 16), row["width"] * row["height"], other)
+
+
+def _wanted(settings: CurationSettings) -> list[str]:
+    """Scores that a picture must have: a dataset of an earlier format lacks some."""
+    return [*SCORES.names, *(scorer.name for scorer in settings.filters.scorers)]
 
 
 def _fits(image: Image.Image, stored: Stored, settings: CurationSettings) -> bool:
