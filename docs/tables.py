@@ -141,13 +141,15 @@ def speed(record: dict[str, Any]) -> str:
 def watermarks(record: dict[str, Any]) -> str:
     """Markdown: what each bound of the score takes for marked, of pictures with a mark and without one."""
     columns = list(dict.fromkeys(name for found in record["sets"].values() for row in found["rows"] for name in row if name != "threshold"))
-    lines = [_row(["`max_watermark`", "set", *columns]), _row(["---:", "---", *["---:"] * len(columns)])]
+    lines = [_row(["`max_watermark`", "set", "unmarked, left out all the same", *columns[1:]]), _row(["---:", "---", *["---:"] * len(columns)])]
     for place, row in enumerate(next(iter(record["sets"].values()))["rows"]):
         for name, found in record["sets"].items():
             shares = found["rows"][place]
             lines.append(_row([str(row["threshold"]), name, *(f"{100 * shares[column]:.1f} %" if column in shares else "–" for column in columns)]))
     counts = ", ".join(f"{found['pictures']} {name}" for name, found in record["sets"].items())
     about = f"{counts}, each but the patterns with four marks; {record['threshold']} is the bound that the other half of the pictures chose."
+    fewest = min(found["pictures"] for found in record["sets"].values() if len(found["rows"][0]) > 2)
+    about += f" None of {fewest} can still be {300 / fewest:.0f} % of many."
     spent = ", ".join(f"{value:g} ms of {side} x {side} pixels" for side, value in record["milliseconds"].items())
     return "\n".join([*lines, "", f"{about} A score takes {spent}. {_made(record)}"])
 

@@ -161,6 +161,7 @@ class ScorerSettings(Settings):
     version: str = Field("1", description="of the function and its model: another version is another dataset")
     min: float | None = Field(None, description="pictures below are left out; unset: none")
     max: float | None = Field(None, description="pictures above are left out; unset: none")
+    examples: bool = Field(False, description="small copies of some that it leaves out may be kept for the page; off, since it may look for what must not be")
 
 
 class FilterSettings(Settings):
@@ -204,6 +205,9 @@ class CurationSettings(Settings):
     test: float = Field(0.1, ge=0, lt=1, description="share of keys in the test split")
     increment: bool = where(
         False, description="go on from the newest version of this dataset: shards whose inputs are as they were are shared, failed downloads tried again"
+    )
+    examples: int = Field(
+        5, ge=0, le=64, description="so many of each shard and reason are kept as thumbnails in the table, for the page: what thresholds throw away; 0: none"
     )
     shard_inputs: int = Field(512, ge=1, le=100_000, description="inputs a shard is made from")
 

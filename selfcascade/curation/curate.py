@@ -19,6 +19,7 @@ from pydantic import Field
 from selfcascade.config import CurationSettings, FilterSettings, TwemojiSource
 from selfcascade.curation import filters, shards
 from selfcascade.curation.duplicates import mark_duplicates
+from selfcascade.curation.examples import Examples
 from selfcascade.curation.increment import Before, Outcomes, Slice, cut, placed
 from selfcascade.curation.listing import Listing
 from selfcascade.curation.record import Entry, Picture, Rejected
@@ -112,18 +113,21 @@ def curate_unit(settings: CurationSettings, store: Store, plan: CurationPlan, in
         return _read_counts(artifact, index)
     entries = _read_slice(settings, store, plan, index)
     rejected: dict[str, dict[str, Any]] = {}
+    examples = Examples(settings.examples)
     with tempfile.TemporaryDirectory(prefix="selfcascade-") as folder, ExitStack() as stack:
         path = Path(folder, shards.tar_name(index))
         source = open_source(settings, store)
         known = stack.enter_context(before.outcomes(index, entries)) if before else Outcomes({}, iter(()))
         with fetching(source, [entry for entry in entries if entry.key not in known]):
-            shards.write_tar(path, _keep(source, entries, settings, known, rejected))
+            shards.write_tar(path, _keep(source, entries, settings, known, rejected, examples))
         stored = artifact.put(shards.tar_name(index), path)
         if stored.sha256 != entry_of(stored.key, path).sha256:
             # Another writer was first, with a decoder that gives other bytes: its pictures are the dataset's, and the table must describe them.
             artifact.download(shards.tar_name(index), path)
             for entry in entries:
                 rejected.setdefault(entry.key, _row(entry, settings, reason="not in the stored shard: the decoder of an earlier run rejected it"))
+        for key, thumbnail in examples.thumbnails().items():
+            rejected[key]["thumbnail"] = thumbnail
         table = shards.table_bytes(path, rejected, {entry.key: entry.listed for entry in entries})
     adopted = artifact.put(shards.table_name(index), table)
     if adopted.sha256 != hashlib.sha256(table).hexdigest():
@@ -213,9 +217,9 @@ def _cut(settings: CurationSettings, entries: Listing, before: Before | None) ->
 
 
 def _keep(
-    source: Source, entries: Iterable[Entry], settings: CurationSettings, known: Outcomes, rejected: dict[str, dict[str, Any]]
+    source: Source, entries: Iterable[Entry], settings: CurationSettings, known: Outcomes, rejected: dict[str, dict[str, Any]], examples: Examples
 ) -> Iterator[tuple[Entry, Picture, str]]:
-    """Samples of the entries that survive; the rows of the others go to ``rejected``."""
+    """Samples of the entries that survive; the rows of the others go to ``rejected``, and some of what they look like to ``examples``."""
     for entry in entries:
         try:
             if entry.reason is not None:
@@ -223,6 +227,7 @@ def _keep(
             picture = known.picture(entry.key) if entry.key in known else source.picture(entry, settings)
         except Rejected as rejection:
             rejected[entry.key] = _row(entry, settings, reason=rejection.reason) | rejection.found
+            examples.offer(entry.key, rejection)
         else:
             yield entry, picture, _split(entry, settings)
 

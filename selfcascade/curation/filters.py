@@ -81,7 +81,7 @@ def check_scores(scores: Scores, filters: FilterSettings) -> None:
         ("blurred", "sharpness", "sharpness", "min_sharpness", filters.min_sharpness, None),
         ("flat", "entropy", "entropy", "min_entropy", filters.min_entropy, None),
         ("framed", "border", "bars take a share of", "max_border", None, filters.max_border),
-        ("watermarked", "watermark", "a tiled mark stands out by", "max_watermark", None, filters.max_watermark),
+        ("watermarked", "watermark", "tiled mark", "max_watermark", None, filters.max_watermark),
         *((scorer.name, scorer.name, "score", f"scorers: {scorer.name}", scorer.min, scorer.max) for scorer in filters.scorers),
     ]
     for kind, column, words, setting, least, most in bounds:

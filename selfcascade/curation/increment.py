@@ -125,7 +125,8 @@ class Outcomes:
         if not row["kept"]:
             known = {name: row[name] for name in row.keys() - set(shards.SCHEMA.names) | set(scores.SCHEMA.names) if row.get(name) is not None}
             known.pop(shards.EXTRA.name, None)
-            raise Rejected(row["reason"], **source, **({"scores": known} if known else {}))
+            small = known.pop(shards.THUMBNAIL.name, None)
+            raise Rejected(row["reason"], thumbnail=None if small is None else lambda: small, **source, **({"scores": known} if known else {}))
         stored = next((sample for sample in self._stored if sample.fields["key"] == key), None)
         if stored is None:
             raise IntegrityError(f"the shard that holds {key} lacks its picture")

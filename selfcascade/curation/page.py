@@ -20,7 +20,7 @@ def render_page(statistics: Statistics) -> str:
     return template.render(
         statistics=statistics,
         histograms=[(histogram.title, Markup(bars(histogram))) for histogram in statistics.histograms],
-        pictures=[(picture, "data:image/webp;base64," + base64.b64encode(picture.webp).decode()) for picture in statistics.pictures],
+        uri=_uri,
     )
 
 
@@ -42,6 +42,10 @@ def bars(histogram: Histogram) -> str:
     for share, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
         parts.append(f'<text x="{share * WIDTH:.0f}" y="{HEIGHT + 13}" text-anchor="{anchor}">{_short(histogram.edges[round(share * count)])}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def _uri(webp: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
 def _short(number: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,16 @@ from selfcascade.settings import canonical_json
 class Rejected(Exception):
     """One input does not make it into the dataset; the run goes on. The message is the reason: its kind, a colon, and what was found."""
 
-    def __init__(self, reason: str, **found: Any) -> None:
-        """Args: the reason; columns of the table that are known nevertheless."""
+    def __init__(self, reason: str, *, thumbnail: Callable[[], bytes | None] | None = None, **found: Any) -> None:
+        """Keep what is known of the input.
+
+        Args:
+            reason: why it is left out.
+            thumbnail: makes a small copy as WebP, or nothing where it cannot; unset: none may be kept.
+            found: columns of the table that are known nevertheless.
+        """
         super().__init__(reason)
+        self.thumbnail = thumbnail
         self.found = found
 
     @property

@@ -50,6 +50,10 @@ EXTRA = pa.field("extra", pa.string())
 """Further column of the tables of a source that says more of its inputs than a caption: a JSON object."""
 
 
+THUMBNAIL = pa.field("thumbnail", pa.binary())
+"""Further column of the tables that keep examples: WebP of some of the pictures that were left out (:mod:`selfcascade.curation.examples`)."""
+
+
 def tar_name(index: int) -> str:
     """Name of the tar of shard ``index``."""
     return f"{index:05d}.tar"
@@ -155,6 +159,8 @@ def table_bytes(path: Path, rejected: dict[str, dict[str, Any]], listed: Mapping
         schema = schema.append(pa.field(name, pa.float32()))
     if any(row.get("extra") is not None for row in rows.values()):
         schema = schema.append(EXTRA)
+    if any(not row["kept"] and "thumbnail" in row for row in rows.values()):
+        schema = schema.append(THUMBNAIL)
     flat = [row | (row.get("scores") or {}) | {"extra": _json(row.get("extra"))} for row in rows.values()]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(flat, schema=schema), buffer, compression="zstd")

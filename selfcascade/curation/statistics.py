@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
+from selfcascade.curation.examples import thumbnail, turned
 from selfcascade.curation.index import read_table_of, tars_of
 from selfcascade.curation.record import kind_of
 from selfcascade.curation.shards import read_tar
@@ -21,8 +21,6 @@ from selfcascade.storage import Artifact, ObjectEntry
 
 EXAMPLES = 5
 """Rows that are shown of each kind of rejection."""
-THUMBNAIL = 128
-"""Longer side of a picture on the page, in pixels."""
 
 
 @dataclass(slots=True)
@@ -65,8 +63,16 @@ class Shown:
 class Example:
     """A rejected input."""
 
+    key: str
     source: str
     reason: str
+    webp: bytes | None
+    """What it looks like, where that was kept."""
+
+    @property
+    def found(self) -> str:
+        """What was found of it: the reason without its kind, which others share, and without the setting."""
+        return self.reason.partition(": ")[2].partition(", filters.")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ def statistics_of(artifact: Artifact, *, pictures: int = 48) -> Statistics:
     histograms = {name: Histogram(title, edges) for name, (title, edges, _) in COLUMNS.items()}
     splits: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    examples: dict[str, list[Example]] = {}
+    examples: dict[str, list[tuple[bool, bytes, Example]]] = {}
     chosen: list[tuple[bytes, _Place]] = []
     inputs = 0
     for tar in tars_of(artifact):
@@ -107,23 +113,23 @@ def statistics_of(artifact: Artifact, *, pictures: int = 48) -> Statistics:
             if found is not None:
                 histograms[name].add(found, kept)
         splits.update(np.array(table["split"].to_pylist(), object)[kept].tolist())
+        small = table["thumbnail"] if "thumbnail" in table.column_names else None
         for place in np.flatnonzero(~kept).tolist():
             reason = table["reason"][place].as_py()
             kind = kind_of(reason)
             reasons[kind] += 1
-            if len(examples.setdefault(kind, [])) < EXAMPLES:
-                examples[kind].append(Example(table["source"][place].as_py(), reason))
-        # The smallest digests: the first of the heap is the largest that is still in.
+            example = Example(table["key"][place].as_py(), table["source"][place].as_py(), reason, small[place].as_py() if small else None)
+            # Those that can be shown first, then the smallest digests: neither depends on the length of shards.
+            _keep(examples.setdefault(kind, []), (example.webp is not None, turned(example.key), example), EXAMPLES)
         for lying in _places(tar_entry, table.filter(table["kept"])):
-            item = (bytes(255 - byte for byte in hashlib.sha256(lying.key.encode()).digest()), lying)
-            heapq.heappush(chosen, item) if len(chosen) < pictures else heapq.heappushpop(chosen, item)
+            _keep(chosen, (turned(lying.key), lying), pictures)
     return Statistics(
         name=str(artifact),
         inputs=inputs,
         kept=sum(splits.values()),
         splits=dict(sorted(splits.items())),
         reasons=dict(reasons.most_common()),
-        examples=examples,
+        examples={kind: sorted((example for *_, example in chosen), key=lambda example: example.key) for kind, chosen in examples.items()},
         histograms=[histogram for histogram in histograms.values() if histogram.total],
         pictures=[_shown(artifact, place) for place in sorted(place for _, place in chosen)],
     )
@@ -155,11 +161,12 @@ def _places(tar: ObjectEntry, kept: pa.Table) -> Iterator[_Place]:
 def _shown(artifact: Artifact, place: _Place) -> Shown:
     data = bytes(artifact.store.read_range(place.tar, place.start, place.stop))
     stored = next(sample for sample in read_tar(io.BytesIO(data)) if sample.fields["key"] == place.key)
-    small = Image.fromarray(stored.pixels())
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80)
-    return Shown(place.key, place.caption, place.split, buffer.getvalue())
+    return Shown(place.key, place.caption, place.split, thumbnail(stored.pixels()))
+
+
+def _keep(chosen: list[Any], item: tuple[Any, ...], count: int) -> None:
+    """The ``count`` largest items that were offered stay in the heap ``chosen``."""
+    heapq.heappush(chosen, item) if len(chosen) < count else heapq.heappushpop(chosen, item)
 
 
 def _numbers(values: Iterable[float | None]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from selfcascade.config import CurationSettings, DatasetSource
 from selfcascade.curation import filters
 from selfcascade.curation.decoding import decode
 from selfcascade.curation.encoding import EXTENSIONS, FORMATS
+from selfcascade.curation.examples import may_be_shown, thumbnail
 from selfcascade.curation.near import Hashed, near_duplicates
 from selfcascade.curation.picture import scored
 from selfcascade.curation.reading import read_rows
@@ -95,7 +96,8 @@ class DatasetPictures:
                     filters.check_scores(scores, settings.filters)
                     return Picture(stored.data, stored.extension, scores=scores, **source)
             except Rejected as rejected:
-                raise Rejected(rejected.reason, **source, **({"scores": scores} if scores else {})) from None
+                small = (lambda: thumbnail(stored.pixels())) if may_be_shown(rejected.reason, settings.filters) else None
+                raise Rejected(rejected.reason, thumbnail=small, **source, **({"scores": scores} if scores else {})) from None
             pixels = decode(stored.data, image, settings).pixels
         area = fields["width"] * fields["height"]
         per_pixel = scores["bytes_per_pixel"] if scores else len(stored.data) / area

@@ -40,7 +40,7 @@ def tiling(luma: NDArray[np.uint8]) -> float:
         The height of the peak, at least 0; 0 for pictures below :data:`SMALLEST` pixels.
     """
     square = _square(luma)
-    side = square.shape[0]
+    side = len(square)
     if side < SMALLEST:
         return 0.0
     detail = np.asarray(square, np.int16) - np.asarray(Image.fromarray(square).filter(ImageFilter.BoxBlur(2)), np.int16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import json
 import threading
 import time
@@ -337,3 +338,16 @@ def test_a_table_that_cannot_be_read_is_one_clear_line(pictures, store, tmp_path
     ):
         with pytest.raises(SettingsError, match=complaint):
             plan_curation(pictures.settings(source=source(tmp_path / name)), store)
+
+
+def test_no_copy_is_kept_of_a_picture_whose_server_forbids_it(server, pictures, store, tmp_path):
+    """It is not even decoded; the same picture where nothing forbids it is rejected as blurred, and an example of that."""
+    rows = [{"url": server.url(f"robots/{number}?tag={tag}"), "caption": f"thing {number}"} for number, tag in enumerate(["noai", "all"])]
+    asked = pictures.settings(source=source(table(tmp_path, "jsonl", rows)), filters={"min_side": 24, "min_sharpness": 1e9})
+    with pytest.raises(SettingsError, match="no picture"):
+        curate(asked, store)
+    (key,) = (info.key for info in store.list("datasets/") if info.key.endswith(".parquet"))
+    found = {row["reason"].partition(":")[0]: row["thumbnail"] for row in pq.read_table(io.BytesIO(store.read(key))).to_pylist()}
+    assert set(found) == {"robots", "blurred"}
+    assert found["robots"] is None
+    assert found["blurred"]

@@ -125,7 +125,7 @@ def test_marked_pictures_are_left_out_where_it_is_asked_for(pictures, store):
     assert rows[2]["watermark"] > 5 > max(rows[0]["watermark"], rows[1]["watermark"])
     rows = rows_of(store, pictures.settings(size=128, filters=FilterSettings(min_side=24, max_watermark=5)))
     assert [row["kept"] for row in rows] == [True, True, False]
-    assert rows[2]["reason"] == f"watermarked: a tiled mark stands out by {rows[2]['watermark']:.3g}, filters.max_watermark is 5"
+    assert rows[2]["reason"] == f"watermarked: tiled mark {rows[2]['watermark']:.3g}, filters.max_watermark is 5"
 
 
 def test_a_selection_from_a_dataset_without_the_score_makes_it(pictures, store, monkeypatch):
