@@ -446,6 +446,9 @@ class AdaptationSettings(Settings):
     processes: int = where(
         1, ge=1, le=64, description="processes that share a step's batch, on CUDA one GPU each: the same to float tolerance; 1: the worker alone"
     )
+    sharded: bool = where(
+        False, description="full alone, on several processes: each holds its part of weights, gradients and averages (FSDP), not all: less memory, more talk"
+    )
     restart: bool = where(False, description="an unfinished run of this name with other settings is given up, its checkpoints deleted; else it is refused")
     tensorboard: Path | None = where(None, description="folder for TensorBoard: losses, speed, memory, previews; unset: none; needs the extra tensorboard")
     compute: ComputeSettings = ComputeSettings(threads=2)
@@ -470,6 +473,16 @@ class AdaptationSettings(Settings):
             raise ValueError(
                 f"batch={self.batch} does not divide into accumulation={self.accumulation} equal parts for each of processes={self.processes}; change any"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_have_holders(self) -> AdaptationSettings:
+        if self.sharded and self.trainable != "full":
+            raise ValueError(f"sharded=true is for trainable=full; trainable={self.trainable} trains little beside its activations; set sharded to false")
+        if self.sharded and self.processes == 1:
+            raise ValueError("sharded=true leaves each process a part of the weights, but processes=1; raise processes, or set sharded to false")
+        if self.sharded and self.optimizer != "adamw":
+            raise ValueError(f"sharded=true steps shards by adamw, but optimizer={self.optimizer} takes whole tensors alone; set optimizer to adamw")
         return self
 
 

@@ -41,7 +41,7 @@ LEANER: Mapping[str, str] = MappingProxyType(
         "upsampler": "gradient_checkpointing=true, upsampler.inject=skip or compute.dtype=bfloat16",
         "latent-upscaler": "a smaller upscaler.width or compute.dtype=bfloat16",
         "lora": "gradient_checkpointing=true or compute.dtype=bfloat16",
-        "full": "gradient_checkpointing=true, trainable=lora or compute.dtype=bfloat16",
+        "full": "gradient_checkpointing=true, sharded=true on several processes, trainable=lora or compute.dtype=bfloat16",
     }
 )
 """What takes less memory in training."""
@@ -184,21 +184,28 @@ def _train(settings: AdaptationSettings, store: Store, plan: AdaptationPlan, *, 
         with ranks.after_first():
             latents = _latents(settings, store, plan, base)
         checkpoints = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest)
-        pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
+        waiting = "cpu" if settings.sharded else plan.device  # where weights are in shards, memory is short: the base is there for previews alone
+        pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), waiting)
         trainer = trainer_of(settings, pipeline, latents, base, torch.device(plan.device), ranks)
         run = TrainingRun(trainer)
         newest = checkpoints.newest() if ranks.first else None
-        if newest is not None:
-            run.restore(newest)
-        elif ranks.first and isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
+        if newest is None and ranks.first and isinstance(trainer.objective, NoiseObjective) and trainer.objective.trained.needs_basis:
             fit_basis(trainer.objective, latents)
-        run.share()
+        run.begin(newest)
+        del newest  # as large as all that trains
         previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
         watched = settings if ranks.first else settings.model_copy(update={"tensorboard": None})
         with TensorBoardLog(watched, version=plan.ref.version, step=trainer.step) as board:
 
-            def preview() -> str:
-                key, sheet = _preview_key(plan, f"step-{trainer.step:06d}.png"), previewer.sheet(trainer.averaged(), step=trainer.step)
+            def preview() -> str | None:
+                if not (ranks.first or trainer.sharded):
+                    return None
+                trained = trainer.averaged()
+                if not ranks.first:
+                    return None
+                pipeline.to(plan.device)
+                key, sheet = _preview_key(plan, f"step-{trainer.step:06d}.png"), previewer.sheet(trained, step=trainer.step)
+                pipeline.to(waiting)
                 store.put_cache(key, sheet)
                 board.picture(trainer.step, "previews", sheet)
                 return key
@@ -217,11 +224,11 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
     if not artifact.published():
         with torch_threads(settings.compute.threads):
             latents = _latents(settings, store, plan, base)
-            newest = CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest()
             pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
-            run = TrainingRun(trainer_of(settings, pipeline, latents, base, torch.device(plan.device)))
-            if newest is not None:
-                run.restore(newest)
+            # What was trained in shards need not fit one GPU; nothing is computed with it but previews.
+            device = torch.device("cpu" if settings.sharded else plan.device)
+            run = TrainingRun(trainer_of(settings, pipeline, latents, base, device))
+            run.begin(CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest())
             trainer = run.trainer
             if not run.over:
                 raise SettingsError(f"{plan.ref} is trained to step {trainer.step} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")

@@ -24,7 +24,7 @@ class Checkpoint:
     """State of a run after ``step`` optimizer steps: named tensors (CPU) and a JSON record."""
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     record: dict[str, Any]
 
 

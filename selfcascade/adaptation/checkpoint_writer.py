@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from selfcascade.adaptation.checkpoint import CheckpointFolder
+from selfcascade.adaptation.sharding import copied
 
 
 class CheckpointWriter:
@@ -26,10 +27,12 @@ class CheckpointWriter:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Copy the state after ``step`` steps to host memory and store it meanwhile; waits for the checkpoint before, if that is still under way."""
+        """Copy the state after ``step`` steps to host memory and store it meanwhile; waits for the checkpoint before, if that is still under way.
+
+        Of a state in shards the other ranks copy at the same time.
+        """
         self.wait()
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        self._writing = self._thread.submit(self._folder.save, step, copies, dict(record))
+        self._writing = self._thread.submit(self._folder.save, step, copied(tensors), dict(record))
 
     def check(self) -> None:
         """Raise what the thread has failed with; waits for nothing."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from selfcascade.adaptation.objective import Trained
+from selfcascade.adaptation.sharding import part_for
 from selfcascade.adaptation.validation import Validation
 from selfcascade.config import AdaptationSettings
 from selfcascade.settings import SettingsError
@@ -43,8 +44,7 @@ class EarlyStop:
     def take(self) -> None:
         """Keep the moving average if the newest validation, which has just been made, is the best."""
         if self.patience is not None and self.validation.since_best() == 0:
-            averaged, trainable = self.validation.trainer.averaged(), {name for name, _ in self.validation.trainer.trainable}
-            self._best = {name: parameter.detach() for name, parameter in averaged.named_parameters() if name in trainable}
+            self._best = {name: value.clone() for name, value in self.validation.trainer.average.values.items()}
 
     def published(self) -> Trained:
         """The network that is published: the moving average of the best validation, or of the last step."""
@@ -64,5 +64,6 @@ class EarlyStop:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """As :meth:`state` left it."""
-        device = self.validation.trainer.device
-        self._best = {name.removeprefix(BEST): value.to(device) for name, value in tensors.items() if name.startswith(BEST)}
+        trainer = self.validation.trainer
+        kept = [(name, parameter) for name, parameter in trainer.trainable if f"{BEST}{name}" in tensors]
+        self._best = {name: part_for(parameter, tensors[f"{BEST}{name}"]).to(trainer.device) for name, parameter in kept}

@@ -29,6 +29,14 @@ class MovingAverage:
         for name, parameter in parameters:
             self.values[name].lerp_(parameter, 1 - decay)
 
+    @torch.no_grad()
+    def swap(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Exchange average and parameters, bit for bit, one after another: there is never a second copy of all of them."""
+        for name, parameter in parameters:
+            kept = parameter.clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(kept)
+
     def decay_at(self, update: int) -> float:
         """Decay of update ``update``, counted from 1."""
         return min(self.decay, update / (update + 9))

@@ -73,7 +73,7 @@ class Previewer:
         if isinstance(trained, Lora):
             return self._draw(SelfCascadePipeline.from_pipe(self.pipe, unet=trained.added_to(self.pipe.unet)))
         if isinstance(trained, UNet2DConditionModel):
-            return self._draw(SelfCascadePipeline.from_pipe(self.pipe, unet=trained.to(dtype=self.pipe.unet.dtype)))
+            return self._draw(SelfCascadePipeline.from_pipe(self.pipe, unet=trained.to(self.pipe.unet.device, self.pipe.unet.dtype)))
         return self._draw(SelfCascadePipeline.from_pipe(self.pipe, upsampler=trained))
 
     def columns(self, trained: Trained) -> dict[str, list[Picture]]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from selfcascade.adaptation.preemption import Preempted
-from selfcascade.adaptation.ranks import RankLost, joined
+from selfcascade.adaptation.ranks import RankLost, joined, lost
 from selfcascade.settings import SettingsError
 
 SOCKET = "socket"
@@ -110,6 +110,9 @@ def _passed(error: Exception, rank: int, count: int) -> Exception:
             return error
         except Exception:
             return SettingsError(str(error)) if isinstance(error, SettingsError) else RankFailed(str(error))
+    gone = lost(error)
+    if gone is not None:
+        return gone
     traceback.print_exception(error)
     return RankFailed(f"rank {rank} of {count} failed: {type(error).__name__}: {error}")
 

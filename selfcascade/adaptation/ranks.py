@@ -86,26 +86,23 @@ class Ranks:
             dist.broadcast(said, 0)
         return bool(said)
 
-    def of_first(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def of_first(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """Named tensors and a record of the first rank, on every rank; tensors come on the CPU. What the others pass is not looked at.
 
+        A tensor comes when it is asked for, so that nobody holds all of them: every rank asks for the same ones in the same order, the first as well.
+
         Raises:
-            RankLost: another rank is gone.
+            RankLost: another rank is gone; so does asking for a tensor.
         """
         if self.count == 1:
-            return dict(tensors), dict(record)
+            return tensors, dict(record)
         head: list[Any] = [None]
         if self.first:
             head = [({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}, dict(record))]
         with _others():
             dist.broadcast_object_list(head, 0, device=torch.device("cpu"))
-            described, found = head[0]
-            received = {}
-            for name, (shape, dtype) in described.items():
-                received[name] = tensors[name].detach().cpu().contiguous() if self.first else torch.empty(shape, dtype=dtype)
-                if received[name].numel():
-                    dist.broadcast(received[name].reshape(-1).view(torch.uint8), 0)
-        return received, found
+        described, found = head[0]
+        return _OfFirst(tensors if self.first else None, described), found
 
     @contextmanager
     def after_first(self) -> Iterator[None]:
@@ -121,6 +118,27 @@ class Ranks:
         """A block that no rank leaves before all have come to its end, unless by an error."""
         yield
         self.total([0.0])
+
+
+class _OfFirst(Mapping[str, Tensor]):
+    """Tensors of the first rank, each of which is sent to the others when all of them ask for it."""
+
+    def __init__(self, own: Mapping[str, Tensor] | None, described: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
+        self._own, self._described = own, described
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape, dtype = self._described[name]
+        tensor = torch.empty(shape, dtype=dtype) if self._own is None else self._own[name].detach().cpu().contiguous()
+        if tensor.numel():
+            with _others():
+                dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
 
 
 ALONE = Ranks()
@@ -153,10 +171,20 @@ def joined(folder: Path, *, rank: int, count: int, device: torch.device) -> Iter
     dist.destroy_process_group()  # not after an error: it would wait for what the others never send
 
 
+def lost(error: Exception) -> RankLost | None:
+    """What an error of a pass says of another rank: shards are exchanged in the middle of it, where much else may fail."""
+    # gloo's have no type of their own; their text names the source file.
+    return _lost(error) if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)) else None
+
+
+def _lost(error: Exception) -> RankLost:
+    return RankLost(f"another process of this training is gone ({' '.join(str(error).split())[:200]})")
+
+
 @contextmanager
 def _others() -> Iterator[None]:
     """Says by its type that what fails is the talk between ranks."""
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(f"another process of this training is gone ({' '.join(str(error).split())[:200]})") from error
+        raise _lost(error) from error

@@ -9,6 +9,7 @@ from selfcascade.adaptation.cache import LatentCache
 from selfcascade.adaptation.objective import FinetuneObjective, LatentObjective, NoiseObjective
 from selfcascade.adaptation.ranks import ALONE, Ranks
 from selfcascade.adaptation.requirements import stage_of
+from selfcascade.adaptation.sharding import shard
 from selfcascade.adaptation.trainer import Trainer
 from selfcascade.baselines.lora import Lora, shared
 from selfcascade.bases import ResolvedBase
@@ -38,14 +39,14 @@ def trainer_of(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        objective = _objective(settings, pipeline, latents, base, device)
+        objective = _objective(settings, pipeline, latents, base, device, ranks)
         if settings.compiled and not isinstance(objective, LatentObjective):
             compile_blocks(objective.unet)
         return Trainer(objective, latents=latents, settings=settings, device=device, ranks=ranks)
 
 
 def _objective(
-    settings: AdaptationSettings, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase, device: torch.device
+    settings: AdaptationSettings, pipeline: SelfCascadePipeline, latents: LatentCache, base: ResolvedBase, device: torch.device, ranks: Ranks
 ) -> NoiseObjective | FinetuneObjective | LatentObjective:
     spec, size = spec_of(pipeline.unet, pipeline.vae), (settings.size, settings.size)
     scheduler = pipeline.scheduler
@@ -64,4 +65,6 @@ def _objective(
         case "full":
             # Read again: the pipeline's UNet may be in a lower precision, and it is what the previews compare with.
             unet = UNet2DConditionModel.from_pretrained(base.location, subfolder="unet", dtype=torch.float32, use_safetensors=True, local_files_only=True)
+            if settings.sharded and ranks.count > 1:
+                shard(unet, ranks, device=device, dtype=getattr(torch, settings.compute.dtype))
             return FinetuneObjective(unet, unet, **noise, settings=settings, device=device)

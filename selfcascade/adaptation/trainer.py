@@ -16,6 +16,7 @@ from selfcascade.adaptation.ema import MovingAverage
 from selfcascade.adaptation.objective import Objective, Trained
 from selfcascade.adaptation.optimizer import learning_rate, optimizer_of
 from selfcascade.adaptation.ranks import ALONE, Ranks
+from selfcascade.adaptation.sharding import copied, is_sharded, part_for, together, whole
 from selfcascade.config import AdaptationSettings
 from selfcascade.settings import SettingsError
 
@@ -32,7 +33,8 @@ class Trainer:
 
     What is trained, and against what, is the objective's. All draws of a step come from one CPU generator in a fixed order, for all of its samples at once,
     so that they are the same on every device and however the samples are cut into parts, and continue exactly after :meth:`restore`. Several processes train as
-    one: each draws for all samples and takes its share, their gradients are summed, and then each takes the same step.
+    one: each draws for all samples and takes its share, their gradients are summed, and then each takes the same step: on all weights, or where these are in
+    shards on its own.
     """
 
     def __init__(self, objective: Objective, *, latents: LatentCache, settings: AdaptationSettings, device: torch.device, ranks: Ranks = ALONE) -> None:
@@ -57,6 +59,7 @@ class Trainer:
         self.part = len(share) // settings.accumulation
         self.parts = [slice(start, start + self.part) for start in share[:: self.part]]
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.sharded = is_sharded(self.trained)
         self.trainable: list[tuple[str, nn.Parameter]] = [(name, p) for name, p in self.trained.named_parameters() if p.requires_grad]
         self.optimizer = optimizer_of(self._parameters(), settings, weight_decay=objective.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -70,7 +73,8 @@ class Trainer:
         """One optimizer step on the next batch. In float16 a step whose gradient overflows moves nothing and lowers the scale of those after it."""
         loss = self._gradient()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters(), self.settings.clip)
+        norm = whole(nn.utils.get_total_norm(parameter.grad for parameter in self._parameters() if parameter.grad is not None))
+        nn.utils.clip_grads_with_norm_(self._parameters(), self.settings.clip, norm)
         lr = learning_rate(self.step, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -95,7 +99,8 @@ class Trainer:
             torch.autograd.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
         loss = torch.stack(losses).sum()
-        self.ranks.add([loss, *(parameter.grad for parameter in self._parameters() if parameter.grad is not None)])
+        # Of shards the backward pass has summed the gradients.
+        self.ranks.add([loss, *(parameter.grad for parameter in self._parameters() if parameter.grad is not None and not self.sharded)])
         return loss
 
     def log(self) -> list[tuple[float, ...]]:
@@ -118,7 +123,7 @@ class Trainer:
         return self._log
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that :meth:`restore` needs: tensors by name and a JSON record. Raises Diverged rather than hand out a broken state."""
+        """All that :meth:`restore` needs: tensors by name, of shards this rank's, and a JSON record. Raises Diverged rather than hand out a broken state."""
         log = self.log()
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.trainable}
         tensors |= {f"ema/{name}": value for name, value in self.average.values.items()}
@@ -138,18 +143,22 @@ class Trainer:
         return tensors, record | {"optimizer": counters, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state` was taken: every later step is bit for bit the one of an undisturbed run on the same device."""
+        """Go on where :meth:`state` was taken: every later step is bit for bit the one of an undisturbed run on the same device.
+
+        Tensors are whole; each is looked at once, in an order that is the same on every rank, and a rank keeps its shards of them.
+        """
+        parameters = dict(self.trainable)
         with torch.no_grad():
             for name, parameter in self.trainable:
-                parameter.copy_(tensors[f"weights/{name}"])
-                self.average.values[name].copy_(tensors[f"ema/{name}"])
+                parameter.copy_(part_for(parameter, tensors[f"weights/{name}"]))
+                self.average.values[name].copy_(part_for(parameter, tensors[f"ema/{name}"]))
             for name, fitted in self.trained.named_buffers():
                 fitted.copy_(tensors[f"fitted/{name}"])
         slots: dict[str, dict[str, Any]] = {name: dict(counters) for name, counters in record["optimizer"].items()}
-        for path, value in tensors.items():
+        for path in tensors:
             if path.startswith("optimizer/"):
                 name, slot = path.removeprefix("optimizer/").rsplit("/", 1)
-                slots.setdefault(name, {})[slot] = value
+                slots.setdefault(name, {})[slot] = part_for(parameters[name], tensors[path])
         state = self.optimizer.state_dict()
         state["state"] = {index: slots[name] for index, (name, _) in enumerate(self.trainable) if name in slots}
         self.optimizer.load_state_dict(state)
@@ -163,7 +172,12 @@ class Trainer:
         self._log, self._unread = [tuple(row) for row in tensors["log"].tolist()], []
 
     def averaged(self) -> Trained:
-        """A copy of the network with the moving average for weights: what previews and the artifact hold."""
+        """A copy of the network with the moving average for weights: what previews and the artifact hold.
+
+        Of shards all ranks ask for it at the same time, and the first one gets it, in host memory; the others' is on the meta device.
+        """
+        if self.sharded:
+            return together(self.trained, copied(self.average.values, keep=self.ranks.first))
         trained: Trained = copy.deepcopy(self.trained).eval()
         trained.load_state_dict(self.average.values, strict=False)
         return trained

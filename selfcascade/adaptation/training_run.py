@@ -16,6 +16,7 @@ from selfcascade.adaptation.checkpoint import Checkpoint, CheckpointFolder
 from selfcascade.adaptation.checkpoint_writer import CheckpointWriter
 from selfcascade.adaptation.early_stop import EarlyStop
 from selfcascade.adaptation.preemption import Preempted, Preemption
+from selfcascade.adaptation.sharding import copied
 from selfcascade.adaptation.tensorboard_log import TensorBoardLog
 from selfcascade.adaptation.trainer import COLUMNS, Trainer
 from selfcascade.adaptation.validation import Validation
@@ -70,13 +71,17 @@ class TrainingRun:
         self.validation.restore(checkpoint.tensors)
         self.early_stop.restore(checkpoint.tensors)
 
-    def share(self) -> None:
-        """Take over the first rank's state, where several train: all of them go on from the same bits."""
+    def begin(self, newest: Checkpoint | None) -> None:
+        """Go on from a checkpoint, or from nothing; where several ranks train, from what the first one was given or started with: all from the same bits."""
         ranks = self.trainer.ranks
-        if ranks.count > 1:
-            tensors, record = ranks.of_first(*(self.state() if ranks.first else ({}, {})))
-            if not ranks.first:
-                self.restore(Checkpoint(record["step"], tensors, record))
+        if ranks.agreed(newest is None):
+            if ranks.count == 1 or self.trainer.sharded:  # shards were cut from the same base, and nothing of them is drawn
+                return
+            given = self.state()
+        else:
+            given = ({}, {}) if newest is None else (newest.tensors, newest.record)
+        tensors, record = ranks.of_first(*given)
+        self.restore(Checkpoint(record["step"], tensors, record))
 
     def counts(self) -> dict[str, float]:
         """What the manifest says of the validation of what is published, and of its step where that is not the last."""
@@ -85,14 +90,14 @@ class TrainingRun:
         return counts if self.early_stop.patience is None else {"best_step": self.early_stop.step, **counts}
 
     def train(
-        self, checkpoints: CheckpointFolder, board: TensorBoardLog, *, preview: Callable[[], str] | None, progress: Callable[[TrainingStep], None]
+        self, checkpoints: CheckpointFolder, board: TensorBoardLog, *, preview: Callable[[], str | None] | None, progress: Callable[[TrainingStep], None]
     ) -> int:
         """Train until it is over, and leave the final state as a checkpoint. Of several ranks the first decides when to leave, and writes.
 
         Args:
             checkpoints: where states go, in the background.
             board: hears every number.
-            preview: draws a preview sheet of the weights as they are and returns its key; unset: no previews.
+            preview: draws a preview sheet of the weights as they are and returns its key; called on every rank; unset: no previews.
             progress: called every ``log_steps`` steps, at every preview and at the last step.
 
         Returns:
@@ -104,9 +109,7 @@ class TrainingRun:
         """
         settings, trainer, ranks = self.settings, self.trainer, self.trainer.ranks
         first = trainer.step
-        if not ranks.first:
-            preview, progress = None, lambda reached: None
-        report = _Report(self, board, progress)
+        report = _Report(self, board, progress if ranks.first else lambda reached: None)
         with Preemption() as preemption, ranks.together(), trainer.objective.held(), CheckpointWriter(checkpoints) as writer:
             saved = None if self._validate(preemption) else first  # a run that had to leave may have left it out
             while ranks.agreed(not self.over and not preemption.asked):
@@ -118,7 +121,7 @@ class TrainingRun:
                 if previewing or trainer.step % settings.checkpoint_steps == 0:
                     self._save(writer)
                     saved = trainer.step
-                if preview is not None and previewing and not self.over and not preemption.asked:
+                if preview is not None and previewing and ranks.agreed(not self.over and not preemption.asked):
                     report.send(preview())
                 elif self.over or trainer.step % settings.log_steps == 0:
                     report.send()
@@ -129,9 +132,11 @@ class TrainingRun:
         return trainer.step - first
 
     def _save(self, writer: CheckpointWriter) -> None:
-        """The first rank's state, which is everybody's."""
+        """The first rank's state, which is everybody's, and what the others hold of it in shards."""
         if self.trainer.ranks.first:
             writer.save(self.trainer.step, *self.state())
+        elif self.trainer.sharded:
+            copied(self.state()[0], keep=False)
 
     def _validate(self, preemption: Preemption) -> bool:
         if not self.validation.due or not self.validation.look(stop=lambda: preemption.asked):

@@ -88,6 +88,8 @@ class Validation:
                     keys = all_keys[part * ranks.rank : part * (ranks.rank + 1)]
                     if keys:
                         squares[number] += len(keys) * float(self._errors(keys, number))
+                    elif self.trainer.sharded:  # the others cannot pass theirs without what this rank holds of the weights
+                        self._errors(all_keys[:1], number)
         bins = [square / len(self.keys) for square in ranks.total(squares)]
         self.rows.append(Validated(self.trainer.step, sum(bins) / len(bins), tuple(bins) if self.bins else ()))
         return True
@@ -160,16 +162,12 @@ def draws(keys: Sequence[str], shape: Sequence[int], within: TimestepBin, number
 @contextmanager
 def averaged_weights(trainer: Trainer) -> Iterator[None]:
     """The moving average in place of the weights that train, which come back as they were."""
-    average = dict(trainer.averaged().named_parameters())
-    kept = {name: parameter.data for name, parameter in trainer.trainable}
     trainer.trained.eval()
+    trainer.average.swap(trainer.trainable)
     try:
-        for name, parameter in trainer.trainable:
-            parameter.data = average[name].data
         yield
     finally:
-        for name, parameter in trainer.trainable:
-            parameter.data = kept[name]
+        trainer.average.swap(trainer.trainable)
         trainer.trained.train()
 
 

@@ -11,6 +11,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from pair import Pair, two
 from PIL import Image
 from tiny_run import SIDE, tiny_settings
 
@@ -61,6 +62,13 @@ def world(weed: Path, curation: CurationSettings) -> Iterator[Store]:
     with Store.open(settings) as opened:
         curate(curation.model_copy(update={"filters": curation.filters.model_copy(update={"min_side": 32})}), opened)
         yield opened
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two ranks for all tests of a file."""
+    with two(tmp_path_factory.mktemp("ranks")) as started:
+        yield started
 
 
 @pytest.fixture

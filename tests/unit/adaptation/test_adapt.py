@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_run import SIDE, tiny_settings
 
 from selfcascade import SelfCascadePipeline
-from selfcascade.adaptation.adapt import adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.adapt import KINDS, adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
 from selfcascade.adaptation.checkpoint import newest_step
 from selfcascade.adaptation.trainer import Diverged, Trainer
 from selfcascade.adaptation.training_run import TrainingStep
@@ -32,8 +32,8 @@ FILES = {"README.md", "config.json", "diffusion_pytorch_model.safetensors", "los
 
 
 def bytes_of(store: Store, settings: AdaptationSettings) -> bytes:
-    """The manifest of the published upsampler: it holds the SHA-256 of every object."""
-    return store.read(resolve(store, f"upsamplers/{settings.name}").ref.prefix + "/manifest.json")
+    """The manifest of what was published: it holds the SHA-256 of every object."""
+    return store.read(resolve(store, f"{KINDS[settings.trainable]}/{settings.name}").ref.prefix + "/manifest.json")
 
 
 def test_the_folder_holds_what_others_read(world: Store, tiny_base: Path) -> None:

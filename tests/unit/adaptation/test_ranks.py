@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import multiprocessing
-import traceback
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import synthetic_latents, tiny_settings
+from pair import Pair, hashed, run_of, steps, steps_on
+from tiny_run import tiny_settings
 
-from selfcascade import SelfCascadePipeline
 from selfcascade.adaptation import adapt as stage
 from selfcascade.adaptation.adapt import plan_adaptation, publish_adaptation
 from selfcascade.adaptation.checkpoint import Checkpoint, newest_step
-from selfcascade.adaptation.ranks import ALONE, Ranks, joined
-from selfcascade.adaptation.start import trainer_of
+from selfcascade.adaptation.ranks import ALONE, Ranks
 from selfcascade.adaptation.training_run import TrainingRun
 from selfcascade.adaptation.validation import Validation
-from selfcascade.bases import load_pipeline, resolve_base
 from selfcascade.config import AdaptationSettings, ComputeSettings, UpsamplerSettings
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Store
 
-COUNT = 2
 KINDS: dict[str, dict[str, Any]] = {
     "paper": {},
     "weighted": {"upsampler": UpsamplerSettings(variant="B", inject="main", final="identity"), "snr_gamma": 5.0, "timesteps": "stratified"},
@@ -38,75 +31,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"trainable": "full", "gradient_checkpointing": True},
 }
 
-State = dict[str, bytes]
-
-
-class Pair:
-    """Two ranks, each in a process of its own that does one thing after another."""
-
-    def __init__(self, ends: list[Connection]) -> None:
-        self._ends = ends
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What ``function(ranks, *arguments)`` returns on each."""
-        for end in self._ends:
-            end.send((function, arguments))
-        found = [end.recv() for end in self._ends]
-        for failed, value in found:
-            assert not failed, value
-        return [value for _, value in found]
-
-
-def serve(folder: Path, rank: int, end: Connection) -> None:
-    """What each process does."""
-    torch.set_num_threads(1)
-    with joined(folder, rank=rank, count=COUNT, device=torch.device("cpu")) as ranks:
-        while (job := end.recv()) is not None:
-            function, arguments = job
-            try:
-                end.send((False, function(ranks, *arguments)))
-            except Exception:
-                end.send((True, traceback.format_exc()))
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    context = multiprocessing.get_context("spawn")
-    folder, ends, processes = tmp_path_factory.mktemp("ranks"), [], []
-    for rank in range(COUNT):
-        ours, theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(folder, rank, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-        ends.append(ours)
-    yield Pair(ends)
-    for end, process in zip(ends, processes, strict=True):
-        end.send(None)
-        process.join(60)
-        assert process.exitcode == 0
-
-
-def run_of(settings: AdaptationSettings, ranks: Ranks = ALONE) -> TrainingRun:
-    """A run at step 0 on random latents of nine pictures, three of them to validate on."""
-    base = resolve_base(settings.base)
-    pipeline = SelfCascadePipeline.from_pipe(load_pipeline(base, getattr(torch, settings.compute.dtype)))
-    return TrainingRun(trainer_of(settings, pipeline, synthetic_latents(train=9, tune=3), base, torch.device("cpu"), ranks))
-
-
-def frozen(run: TrainingRun) -> tuple[State, dict[str, Any]]:
-    """All that a checkpoint of a run holds, as bytes."""
-    tensors, record = run.state()
-    return {name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}, record
-
-
-def hashed(run: TrainingRun) -> str:
-    """Of weights, averages, optimizer, random numbers and log together.
-
-    Without torch's own generator: training leaves it where the process had it before.
-    """
-    tensors, record = frozen(run)
-    return hashlib.sha256(b"".join(name.encode() + tensors[name] for name in sorted(tensors) if name != "random/torch") + repr(record).encode()).hexdigest()
-
 
 def gradient(run: TrainingRun) -> tuple[float, list[float]]:
     """Loss and gradient of the next step."""
@@ -114,18 +38,8 @@ def gradient(run: TrainingRun) -> tuple[float, list[float]]:
     return loss, torch.cat([p.grad.flatten() for _, p in run.trainer.trainable if p.grad is not None]).tolist()
 
 
-def steps(run: TrainingRun, count: int) -> TrainingRun:
-    for _ in range(count):
-        run.trainer.advance()
-    return run
-
-
 def gradient_on(ranks: Ranks, settings: AdaptationSettings) -> tuple[float, list[float]]:
     return gradient(run_of(settings, ranks))
-
-
-def steps_on(ranks: Ranks, settings: AdaptationSettings, count: int) -> str:
-    return hashed(steps(run_of(settings, ranks), count))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,9 +76,8 @@ def test_ranks_pass_their_share_in_parts(pair: Pair, tiny_base: Path) -> None:
 def resumed_on(ranks: Ranks, settings: AdaptationSettings, tensors: dict[str, Any], record: dict[str, Any], count: int) -> tuple[str, Any, Any]:
     """Goes on from a checkpoint that only the first rank reads."""
     run = run_of(settings, ranks)
-    if ranks.first:
-        run.restore(Checkpoint(record["step"], {name: torch.tensor(value, dtype=getattr(torch, kind)) for name, (value, kind) in tensors.items()}, record))
-    run.share()
+    read = {name: torch.tensor(value, dtype=getattr(torch, kind)) for name, (value, kind) in tensors.items()} if ranks.first else {}
+    run.begin(Checkpoint(record["step"], read, record) if ranks.first else None)
     hash_ = hashed(steps(run, count))
     return hash_, plain(run), run.state()[1]
 
