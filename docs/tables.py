@@ -96,7 +96,7 @@ def training(records: list[dict[str, Any]]) -> str:
     rounds = {record["id"].split("/")[1]: record["n"] for record in records if record["unit"] == "s"}
     told = " and ".join(f"{count} on {subject}" for subject, count in rounds.items())
     notes = "".join(sorted({f" {record['note']}." for record in records if record["note"]}))
-    return "\n".join([*lines, f"Median of paired rounds (lowest to highest), {told}; what has no span is counted. {_made(records[0])}{notes}"])
+    return "\n".join([*lines, f"Median of paired rounds (lowest to highest), {told}; what has no span is counted. {_made(*records)}{notes}"])
 
 
 def gpu(records: list[dict[str, Any]]) -> str:
@@ -117,7 +117,7 @@ def _aimed(ratios: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
 def _noted(records: list[dict[str, Any]]) -> str:
     """Where they were made, and the notes of each subject."""
     notes = "; ".join(sorted({f"{' '.join(record['id'].split('/')[1:3])}: {record['note']}" for record in records if record["note"]}))
-    return _made(records[0]) + (f" Where a picture takes minutes: {notes}." if notes else "")
+    return _made(*records) + (f" Where a picture takes minutes: {notes}." if notes else "")
 
 
 def speed(record: dict[str, Any]) -> str:
@@ -267,8 +267,16 @@ BLOCKS = {
 """What fills each block of a page, from the file of its name."""
 
 
-def _made(record: dict[str, Any]) -> str:
-    return f"Measured on {record['machine']}, at commit {record['commit'].partition('-dirty')[0]}."
+def _made(*records: dict[str, Any]) -> str:
+    """Where and at which commit; of several, each with the subjects that were measured there."""
+    places: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        place = (record["machine"], record["commit"].partition("-dirty")[0])
+        places.setdefault(place, {}).update(dict.fromkeys(record.get("id", "").split("/")[1:2]))
+    told = [f"on {machine}, at commit {commit}" for machine, commit in places]
+    if len(told) > 1:
+        told = [f"{text} ({', '.join(subjects)})" for text, subjects in zip(told, places.values(), strict=True)]
+    return f"Measured {'; '.join(told)}."
 
 
 def between(text: str, block: str, body: str) -> str:
