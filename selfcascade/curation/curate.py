@@ -28,8 +28,8 @@ from selfcascade.curation.splits import Split, split_of
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, entry_of, withdrawn
 
-_listed: dict[str, Listing] = {}
-"""The listing that this process made last, by its version: planning and staging in one process read the source once."""
+_listed: dict[str, tuple[Listing, Before | None]] = {}
+"""The listing that this process made last, by its version, and what the increment starts from: planning and staging in one process read each once."""
 
 
 class CurationPlan(Plan):
@@ -52,7 +52,7 @@ def plan_curation(settings: CurationSettings, store: Store) -> CurationPlan:
     entries = _list(open_source(settings, store), settings, store)
     listing = entries.version
     _listed.clear()
-    _listed[listing] = entries
+    _listed[listing] = entries, before
     sizes, shared = _units(settings, entries, before)
     nothing_new = before is not None and len(shared) == len(sizes)
     artifact = before.artifact if before is not None and nothing_new else _artifact(settings, store, listing, before)
@@ -84,7 +84,9 @@ def stage_listing(settings: CurationSettings, store: Store, plan: CurationPlan) 
     Raises:
         SettingsError: the source is no longer what was planned.
     """
-    entries = _listed.get(plan.listing)
+    entries, before = _listed.get(plan.listing, (None, None))
+    if before is None or before.artifact.ref.uri != plan.before:
+        before = Before.at(plan.before, store)
     if entries is None:
         source = open_source(settings, store)
         entries = _list(source, settings, store)
@@ -92,7 +94,7 @@ def stage_listing(settings: CurationSettings, store: Store, plan: CurationPlan) 
             raise SettingsError(f"source: {source.label} changed after it was listed; let nothing write there meanwhile and run again")
     todo = set(plan.todo)
     there = {info.key for info in store.list(_slices(plan))}
-    for part in _cut(settings, entries, Before.at(plan.before, store)):
+    for part in _cut(settings, entries, before):
         if part.index in todo and _slice_key(plan, part.index) not in there:
             lines = b"".join(entry.to_line() for entry in part.entries)
             store.put_cache(_slice_key(plan, part.index), hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -19,12 +20,16 @@ from selfcascade.curation import scores, shards
 from selfcascade.curation.index import read_table_of, tars_of
 from selfcascade.curation.listing import Sorter
 from selfcascade.curation.record import Entry, Picture, Rejected
-from selfcascade.settings import SettingsError
+from selfcascade.settings import SettingsError, canonical_json
 from selfcascade.storage import Artifact, IntegrityError, NotFound, Store, resolve
 from selfcascade.storage.manifest import plain_settings
 
 _MAY_PASS = re.compile(r"download: .*\([0-9]+ tries\)")
 """Reason of a row that the next increment tries again: the network's fault, as far as anybody could tell."""
+
+
+_LISTED = ("key", "listed", "reason")
+"""Columns that tell whether a shard is as it would be made now."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Before:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.units = len(tars_of(artifact))
+        self._keys: IO[bytes] | None = None
+        self._made_from: list[bytes | None] = []
 
     @classmethod
     def of(cls, settings: CurationSettings, store: Store) -> Before | None:
@@ -68,25 +75,39 @@ class Before:
         """The version that was planned from."""
         return None if uri is None else cls(resolve(store, uri))
 
-    def table(self, index: int) -> pa.Table:
-        """The rows of a shard as they are now."""
-        return read_table_of(self.artifact, shards.tar_name(index))[0]
+    def table(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a shard as they are now; all columns unless some are named."""
+        return read_table_of(self.artifact, shards.tar_name(index), columns)[0]
 
     def keys(self) -> Iterator[tuple[str, int]]:
         """Every key with the number of its shard, sorted by key, in bounded memory."""
-        with Sorter() as sorter:
-            for index in range(self.units):
-                sorter.add(json.dumps([key, index]).encode() + b"\n" for key in self.table(index)["key"].to_pylist())
-            for line in sorter.lines():
+        # Two readers may be at it at once, so each opens the file anew.
+        with open(self._read().name, "rb") as file:
+            for line in file:
                 key, index = json.loads(line)
                 yield key, index
 
     def is_same(self, index: int, entries: list[Entry]) -> bool:
         """Whether a shard was made from exactly these inputs, and none of them is worth another try."""
-        table = self.table(index)
-        listed = list(zip(table["key"].to_pylist(), table["listed"].to_pylist(), strict=True))
-        again = any(reason is not None and _MAY_PASS.fullmatch(reason) for reason in table["reason"].to_pylist())
-        return not again and listed == [(entry.key, entry.listed) for entry in entries]
+        self._read()
+        return self._made_from[index] == _digest((entry.key, entry.listed) for entry in entries)
+
+    def _read(self) -> IO[bytes]:
+        """The sorted keys, in a temporary file that goes with this object. Every table is read once, the first time that one is asked for."""
+        if self._keys is None:
+            made_from: list[bytes | None] = []
+            with Sorter() as sorter:
+                for index in range(self.units):
+                    table = self.table(index, _LISTED)
+                    keys, listed, reasons = (table[name].to_pylist() for name in _LISTED)
+                    again = any(reason is not None and _MAY_PASS.fullmatch(reason) for reason in reasons)
+                    made_from.append(None if again else _digest(zip(keys, listed, strict=True)))
+                    sorter.add(json.dumps([key, index]).encode() + b"\n" for key in keys)
+                file = tempfile.NamedTemporaryFile(prefix="selfcascade-")  # noqa: SIM115 it lives as long as this object
+                file.writelines(sorter.lines())
+                file.flush()
+            self._keys, self._made_from = file, made_from
+        return self._keys
 
     @contextmanager
     def outcomes(self, index: int, entries: Iterable[Entry]) -> Iterator[Outcomes]:
@@ -174,6 +195,14 @@ def _split(pairs: Iterable[tuple[Entry, int | None]], fresh: Any) -> Iterator[by
             fresh.write(entry.to_line())
         else:
             yield b"%08d" % index + entry.to_line()
+
+
+def _digest(listed: Iterable[tuple[str, str]]) -> bytes:
+    """SHA-256 of keys and of what tells their inputs again, in their order."""
+    digest = hashlib.sha256()
+    for pair in listed:
+        digest.update(canonical_json(pair) + b"\n")
+    return digest.digest()
 
 
 def _even(entries: Iterable[Entry], size: int, *, first: int) -> Iterator[Slice]:

@@ -18,9 +18,14 @@ from selfcascade.settings import SettingsError
 KINDS = ("parquet", "csv", "tsv", "jsonl", "csv.gz", "tsv.gz", "jsonl.gz")
 LONGEST_LINE = 2**24
 """Bytes of a line of JSON above which it is none."""
+BLOCK = 2**19
+"""Bytes of a CSV that are parsed at a time, of which the reader holds a few; also the longest row that it surely reads."""
 BATCH = 8192
 STRETCH = 1024
 """Rows that are plain values at a time."""
+
+# Arrow's own pool keeps what was freed, so that memory grows with the length of a table. Its readers take no other but the default.
+pa.set_memory_pool(pa.system_memory_pool())
 
 
 def kind_of_table(name: str) -> str | None:
@@ -79,13 +84,13 @@ def _batches(path: Path, kind: str, label: str, columns: Sequence[str]) -> Itera
     if kind == "parquet":
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             _demand(columns, file.schema_arrow.names, label)
-            yield from file.iter_batches(batch_size=BATCH, columns=list(columns))
+            yield from file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
         return
     with pa.input_stream(str(path), compression="gzip" if _is_gzip(path) else None) as stream:
         parse = pc.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True)
         # All columns as text: a key of digits keeps its zeros.
         convert = pc.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), check_utf8=False)
-        read = pc.ReadOptions(use_threads=False)
+        read = pc.ReadOptions(use_threads=False, block_size=BLOCK)
         with pc.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as file:
             _demand(columns, file.schema.names, label)
             for batch in file:

@@ -219,3 +219,24 @@ def test_garbage_collection_leaves_what_is_shared(pictures, store):
     before = content(store, second)
     collect(store, plan_collection(store, grace=timedelta(0), cache=True), grace=timedelta(0), cache=True)
     assert content(store, second) == before
+
+
+def test_planning_and_staging_read_each_table_once(pictures, store, monkeypatch):
+    """However often it is asked where a key was, and whether a shard stays."""
+    grow(pictures, 20)
+    curate(more(pictures, shard_inputs=4), store)
+    read = Counter()
+    whole = increment.read_table_of
+
+    def counting(artifact, tar, *columns):
+        read[tar] += 1
+        return whole(artifact, tar, *columns)
+
+    monkeypatch.setattr(increment, "read_table_of", counting)
+    grow(pictures, 3, first=20)
+    pictures.put("001.png", pictures.encode(pictures.noise(seed=99)))
+    asked = more(pictures, shard_inputs=4)
+    plan = plan_curation(asked, store)
+    stage_listing(asked, store, plan)
+    assert plan.todo == (0, 5)
+    assert read == {f"{number:05d}.tar": 1 for number in range(5)}
