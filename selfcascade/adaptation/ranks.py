@@ -134,6 +134,9 @@ class _OfFirst(Mapping[str, Tensor]):
                 dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._described
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._described)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -77,7 +77,7 @@ class TrainingRun:
         if ranks.agreed(newest is None):
             if ranks.count == 1 or self.trainer.sharded:  # shards were cut from the same base, and nothing of them is drawn
                 return
-            given = self.state()
+            given: tuple[Mapping[str, Tensor], dict[str, Any]] = self.state()
         else:
             given = ({}, {}) if newest is None else (newest.tensors, newest.record)
         tensors, record = ranks.of_first(*given)

@@ -91,13 +91,15 @@ def test_it_looks_at_the_moving_average(latents: LatentCache) -> None:
     """Inside, the weights are those that would be published; afterwards those that train, the very tensors of the optimizer."""
     trainer = trained(latents)
     before = {name: (parameter.data_ptr(), parameter.detach().clone()) for name, parameter in trainer.trainable}
+    average = {name: value.clone() for name, value in trainer.average.values.items()}
     with averaged_weights(trainer):
         for name, parameter in trainer.trainable:
-            assert torch.equal(parameter, trainer.average.values[name])
+            assert torch.equal(parameter, average[name])
         assert not trainer.trained.training
     assert trainer.trained.training
     for name, parameter in trainer.trainable:
         assert (parameter.data_ptr(), True) == (before[name][0], torch.equal(parameter, before[name][1]))
+        assert torch.equal(trainer.average.values[name], average[name])
     validation = Validation(trainer)
     validation.look()
     averaged = tiny_trainer(latents, trainer.settings)
