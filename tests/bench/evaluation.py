@@ -166,7 +166,7 @@ def peers_of(network: FeatureNetwork, weights: Path | None, folders: tuple[Path,
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -179,7 +179,8 @@ class Means(nn.Module):
         return nn.functional.adaptive_avg_pool2d(pictures, (26, 26)).flatten(1)[:, :256]
 network = FeatureNetwork(NetworkKind("means", 256, 299, "", ""), Means())
 read_side(sys.argv[1], EvaluationSettings(), network, {}, lambda: None, device="cpu")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# Not ru_maxrss, which a child takes over from the process that started it.
+print(next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 
 
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=32, help="of each of the two sets")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--network", choices=["efficientnet-lite0", "inception-v3", "none"], default="efficientnet-lite0", help="none: memory alone")
-    parser.add_argument("--memory", type=int, default=96, help="pictures of the larger set; 0 leaves memory out")
+    parser.add_argument("--memory", type=int, default=256, help="pictures of the larger set, beside 64; 0 leaves memory out")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -245,7 +246,7 @@ def main() -> None:
             )
             records += compared(chosen, folders, arguments.pictures, arguments.rounds)
         if arguments.memory:
-            records.append(memory(home, 16, arguments.memory))
+            records.append(memory(home, 64, arguments.memory))
     print(table(records))
     if arguments.out:
         write(arguments.out, records)
