@@ -228,12 +228,18 @@ def _automation(client: SyncPrefectClient, automation: Automation, deployments: 
     unknown = [action for action in actions if action.get("deployment_id", "") is None]
     core = None if unknown else AutomationCore.model_validate({"name": automation.name, **wanted})
     if core is not None:
-        wanted = core.model_dump(mode="json", include={"description", "enabled", "trigger", "actions"})
+        wanted = _plain(core)
     if not there:
         return Change("automation", automation.name, None, wanted, lambda: client.create_automation(_known(core)))
-    found = there[0].model_dump(mode="json", include={"description", "enabled", "trigger", "actions"})
-    found["trigger"].pop("id", None)
+    found = _plain(there[0])
     return Change("automation", automation.name, found, wanted, lambda: client.update_automation(there[0].id, _known(core)))
+
+
+def _plain(automation: Any) -> dict[str, Any]:
+    """What of an automation can be compared; sets of events, which Prefect writes in any order, in one."""
+    plain: dict[str, Any] = automation.model_dump(mode="json", include={"description", "enabled", "trigger", "actions"})
+    trigger = {name: value for name, value in plain["trigger"].items() if name != "id"}
+    return plain | {"trigger": {name: sorted(value) if name in ("after", "expect", "for_each") else value for name, value in trigger.items()}}
 
 
 def _known(core: Any) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from conftest import environment
 
 
@@ -47,13 +48,19 @@ def until(answer: Callable[[], Any], seconds: float) -> Any:
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], cwd: Path, log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with all its children, ended by Ctrl-C."""
+def running(arguments: list[str], cwd: Path, log: Path, *, at_once: bool = False, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with all its children, which Ctrl-C must end; or is killed with all of them, whatever they are at, with ``at_once``."""
     given = environment() | variables
     with log.open("w") as sink, subprocess.Popen(arguments, cwd=cwd, env=given, stdout=sink, stderr=sink, start_new_session=True) as process:
         try:
             yield process
         finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                everyone = [parent, *parent.children(recursive=True)] if at_once else []  # the parent first, so that it cannot tell of the others
+                for each in everyone:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
             try:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from conftest import command, environment, small
@@ -205,7 +204,7 @@ def test_a_schedule_runs_the_whole_pipeline_on_postgresql(database, tmp_path):
             found = asked(port, "/api/flow_runs/filter", {"flows": {"name": {"any_": ["scheduled"]}}})
             return [run for run in found if run["state_type"] in states]
 
-        with running(WORKER, tmp_path, tmp_path / "worker.log", **here, PREFECT_WORKER_QUERY_SECONDS="2"):
+        with running(WORKER, tmp_path, tmp_path / "worker.log", at_once=True, **here, PREFECT_WORKER_QUERY_SECONDS="2"):
             until(lambda: runs("RUNNING"), 200)
             deployment = asked(port, "/api/deployments/name/scheduled/nightly")["id"]
             another = asked(port, f"/api/deployments/{deployment}/create_flow_run", {})["id"]
@@ -245,21 +244,17 @@ def test_a_killed_worker_and_a_killed_store_cost_no_work(home, tmp_path):
             return asked(port, f"/api/flow_runs/{run}")["state_type"]
 
         first = asked(port, f"/api/deployments/{deployment}/create_flow_run", {})["id"]
-        with running(WORKER, tmp_path, tmp_path / "first.log", **here) as worker:
+        with running(WORKER, tmp_path, tmp_path / "first.log", at_once=True, **here):
 
             def sampling() -> bool:
                 keys = {artifact["key"] for artifact in asked(port, "/api/artifacts/latest/filter", {"limit": 100})}
                 return "generate-demo-lanczos-progress" in keys and "evaluate-demo" not in keys
 
             until(sampling, 400)
-            everyone = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
-            weed = json.loads((tmp_path / "store/server.json").read_text())["pid"]
-            for process in [*everyone, psutil.Process(weed)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            os.kill(json.loads((tmp_path / "store/server.json").read_text())["pid"], signal.SIGKILL)
         assert state(first) == "RUNNING"  # nobody is left to say otherwise, and it holds the place of its queue
         second = asked(port, f"/api/deployments/{deployment}/create_flow_run", {})["id"]
-        with running(WORKER, tmp_path, tmp_path / "second.log", **here):
+        with running(WORKER, tmp_path, tmp_path / "second.log", at_once=True, **here):
             until(lambda: state(first) == "CRASHED", 200)
             until(lambda: state(second) in ("COMPLETED", "FAILED", "CRASHED"), 250)
         assert state(second) == "COMPLETED", (tmp_path / "second.log").read_text()[-3000:]
