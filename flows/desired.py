@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfcascade.settings import SettingsError
+from selfcascade_flows.stages import Stage
 
 SHIPPED = "selfcascade_infra"
 """Package that holds the shipped file, next to which nothing of it is code."""
@@ -63,7 +64,7 @@ class Limit(_Part):
 class Parameters(_Part):
     """Those of the flow ``scheduled``."""
 
-    stage: Literal["run", "curate", "pretrain", "adapt", "generate", "evaluate"] = "run"
+    stage: Stage = "run"
     config: str
     overrides: tuple[str, ...] = ()
     store: str | None = None

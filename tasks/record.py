@@ -96,7 +96,7 @@ _guard = threading.Lock()
 @contextmanager
 def recorded(store: Store, stage: str, name: str, method: str | None = None) -> Iterator[StageCost]:
     """Time the stage that the block runs and write the record of the run, with all its stages so far, at the end, also at a bad one."""
-    record = _current()
+    record = current_record()
     cost = StageCost(stage=stage, name=name, method=method, started=_now())
     start = time.perf_counter()
 
@@ -132,17 +132,13 @@ def earlier_costs(store: Store, *, newest: int = 50) -> list[StageCost]:
     return [cost for record in earlier_records(store, newest=newest) for cost in record.stages]
 
 
-def current_record() -> RunRecord:
-    """The record of the run that everything now under way belongs to."""
-    return _current()
-
-
 def run_id() -> str:
     """The flow run that everything now under way belongs to."""
     return str(flow_run.root_flow_run_id or flow_run.id or "local")
 
 
-def _current() -> RunRecord:
+def current_record() -> RunRecord:
+    """The record of the run that everything now under way belongs to."""
     run = run_id()
     with _guard:
         if run not in _records:

@@ -211,10 +211,10 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         rows, differences = measure(settings, plan.sets, tables, further)
         floor = floor_of(settings, real, tables[real.label], methods[0].count, {name: found[real.label] for name, found in further.items()})
     lineage = lineage_of(store, {"real pictures": plan.dataset} | {item.label: item.ref for item in methods})
-    splits = _prompt_splits(store, plan.dataset, tables[methods[0].label].prompt_ids)
+    first, shown = tables[methods[0].label], {row.label for row in rows if row.shown}
+    splits = _prompt_splits(store, plan.dataset, first.prompt_ids)
     prompts = str(plan.dataset) if all(splits) else None
     commands = {item.label: command_of(Artifact(store, item.ref).manifest(), lineage, prompts) for item in methods}
-    first = tables[methods[0].label]
     return Results(
         name=settings.name,
         protocol=plan.protocol,
@@ -230,10 +230,10 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         chosen_on=settings.chosen_on,
         prompts_from=_prompts_from(splits, plan.dataset),
         sheet=sheet_rows(store, methods[0].ref, settings.sheet_prompts),
-        extremes=_extremes(settings, store, plan.sets, tables, {row.label for row in rows if row.shown}),
+        extremes=_extremes(settings, store, plan.sets, tables, shown),
         lineage=lineage,
         curves=curves_of(store, lineage),
-        spectra=_spectra(plan.sets, tables, {row.label for row in rows if row.shown}),
+        spectra=_spectra(plan.sets, tables, shown),
         settings=settings.what(),
     )
 

@@ -11,7 +11,7 @@ from selfcascade.evaluation.cmmd import CmmdBlock
 from selfcascade.evaluation.distances import fid
 from selfcascade.evaluation.embeddings import Embeddings
 from selfcascade.evaluation.inception_score import Classified
-from selfcascade.evaluation.measured import LARGEST_GRAM, Measured, Shared, blank, frechet_number, mean_number
+from selfcascade.evaluation.measured import LARGEST_GRAM, Measured, Shared, blank, frechet_number, mean_number, put
 from selfcascade.evaluation.results import Number
 
 _NO_HEAD = "the weights have no classes: their file ends with features, and this score is made of class probabilities"
@@ -64,12 +64,8 @@ def _inception_score(shared: Shared, measured: Measured, table: Embeddings) -> N
         return
     classified = Classified.of(torch.from_numpy(table.logits), seed=shared.settings.seed)
     scores = classified.scores()
-    measured.values[name] = float(scores.mean())
-    number = Number(value=measured.values[name], spread=float(scores.std(correction=0)))
-    if shared.halves.rows is not None:
-        measured.replicates[name] = classified.halves(shared.halves.rows)
-        number = number.model_copy(update={"error": shared.halves.error(measured.replicates[name])})
-    measured.numbers[name] = number
+    rows = shared.halves.rows
+    put(shared, measured, name, float(scores.mean()), None if rows is None else classified.halves(rows), spread=float(scores.std(correction=0)))
 
 
 def _frechet(shared: Shared, measured: Measured, name: str, own: Tensor, reference: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
@@ -81,9 +77,4 @@ def _cmmd(shared: Shared, measured: Measured, name: str, own: Tensor, reference:
         blank(measured, _TOO_MANY, name)
         return
     block = CmmdBlock.of(own, reference)
-    measured.values[name] = float(block.distance())
-    number = Number(value=measured.values[name])
-    if rows is not None and columns is not None:
-        measured.replicates[name] = block.distance(rows, columns)
-        number = number.model_copy(update={"error": shared.halves.error(measured.replicates[name])})
-    measured.numbers[name] = number
+    put(shared, measured, name, float(block.distance()), None if rows is None or columns is None else block.distance(rows, columns))

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from selfcascade.config import GateSettings
 from selfcascade.evaluation.intervals import Interval
 from selfcascade.evaluation.report import heading, shown_number
-from selfcascade.evaluation.results import METRICS, Metric, Number, Results
+from selfcascade.evaluation.results import NAMED, Metric, Number, Results
 from selfcascade.settings import SettingsError
 
 log = logging.getLogger(__name__)
-
-NAMED = {metric.name: metric for metric in METRICS}
 
 
 class GateFailed(Exception):

@@ -127,15 +127,18 @@ def frechet_number(
     measured.numbers[name] = number
 
 
+def put(shared: Shared, measured: Measured, name: str, value: float, replicates: Tensor | None, *, spread: float | None = None) -> None:
+    """A value under ``name``, with its error where its half-samples' values, (draws,), are known."""
+    measured.values[name], error = value, None
+    if replicates is not None:
+        measured.replicates[name], error = replicates, shared.halves.error(replicates)
+    measured.numbers[name] = Number(value=value, error=error, spread=spread)
+
+
 def mean_number(shared: Shared, measured: Measured, name: str, values: NDArray[Any]) -> None:
     """The mean of one value a picture, (n,), under ``name``, with its error."""
-    measured.values[name] = float(values.mean())
     rows = shared.halves.rows
-    error = None
-    if rows is not None:
-        measured.replicates[name] = torch.from_numpy(values).double()[rows].mean(dim=1)
-        error = shared.halves.error(measured.replicates[name])
-    measured.numbers[name] = Number(value=measured.values[name], error=error)
+    put(shared, measured, name, float(values.mean()), None if rows is None else torch.from_numpy(values).double()[rows].mean(dim=1))
 
 
 def blank(measured: Measured, why: str, *names: str) -> None:

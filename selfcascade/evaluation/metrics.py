@@ -16,7 +16,7 @@ from selfcascade.evaluation.embeddings import Embeddings
 from selfcascade.evaluation.further_metrics import further_floor, measure_further
 from selfcascade.evaluation.layout import layout_distances
 from selfcascade.evaluation.manifold import NAMES, manifold, manifold_replicates
-from selfcascade.evaluation.measured import Further, Halves, Measured, Shared, blank, flat, frechet_number, mean_number, value_of
+from selfcascade.evaluation.measured import Further, Halves, Measured, Shared, blank, flat, frechet_number, mean_number, put, value_of
 from selfcascade.evaluation.results import METRICS, Difference, Number, Row, metrics_with
 from selfcascade.evaluation.sets import PictureSet
 from selfcascade.evaluation.spectrum import detail
@@ -171,12 +171,7 @@ def _manifold(shared: Shared, measured: Measured, features: Tensor) -> None:
     rows, columns = shared.halves.rows, shared.halves.columns
     drawn = None if rows is None or columns is None else manifold_replicates(shared.real, features, columns, rows)
     for name in NAMES:
-        value, error = getattr(found, name), None
-        if drawn is not None:
-            measured.replicates[f"{name}_r"] = drawn[name]
-            error = shared.halves.error(drawn[name])
-        measured.values[f"{name}_r"] = value
-        measured.numbers[f"{name}_r"] = Number(value=value, error=error)
+        put(shared, measured, f"{name}_r", getattr(found, name), None if drawn is None else drawn[name])
 
 
 def _detail(shared: Shared, measured: Measured, table: FeatureTable) -> None:

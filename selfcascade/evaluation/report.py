@@ -18,11 +18,10 @@ from selfcascade.evaluation.history_plot import history_svg
 from selfcascade.evaluation.loss_plot import loss_svg
 from selfcascade.evaluation.pictures import Pictures, data_uri
 from selfcascade.evaluation.published import Past
-from selfcascade.evaluation.results import METRICS, Difference, Metric, Number, Results, Row
+from selfcascade.evaluation.results import NAMED, Difference, Metric, Number, Results, Row
 from selfcascade.evaluation.spectrum_plot import spectrum_svg
 
 _LEADING = ("kid_r", "fid_r", "fid_b", "objects_b")
-_NAMED = {metric.name: metric for metric in METRICS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +218,7 @@ def _findings(results: Results) -> list[tuple[str, str, list[tuple[str, _Cell]]]
     labels = [row.label for row in results.shown() if row.method not in ("base", "lanczos", "latent-sr", "x4-upscaler")]
     found = {(item.first, item.second, item.metric): item for item in results.differences}
     return [
-        (second, first, [(heading(_NAMED[name]), _difference_cell(found.get((first, second, name)), _NAMED[name])) for name in _LEADING])
+        (second, first, [(heading(NAMED[name]), _difference_cell(found.get((first, second, name)), NAMED[name])) for name in _LEADING])
         for first, second in pairwise(labels)
     ]
 
@@ -229,7 +228,7 @@ def _history(results: Results, history: Sequence[Past]) -> list[tuple[Metric, Ma
     if len(history) < 2:
         return []
     labels = [row.label for row in results.shown()]
-    charts = [(_NAMED[name], history_svg(_NAMED[name], history, labels)) for name in _LEADING]
+    charts = [(NAMED[name], history_svg(NAMED[name], history, labels)) for name in _LEADING]
     return [(metric, Markup(chart)) for metric, chart in charts if chart]
 
 

@@ -134,6 +134,9 @@ METRICS: tuple[Metric, ...] = (
 """Every metric, in the order of the table: KID leads, since FID is biased at the counts that a small run has."""
 
 
+NAMED = {metric.name: metric for metric in METRICS}
+
+
 def metrics_with(further: Iterable[str]) -> tuple[Metric, ...]:
     """Those of every report, and those of the networks in ``further``."""
     networks = {None, *further}
