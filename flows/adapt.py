@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow, unmapped
+from prefect import flow
 
 from selfcascade.config import AdaptationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
@@ -17,7 +17,7 @@ def adapt(settings: AdaptationSettings, store: StoreSettings = StoreSettings(), 
     plan = tasks.plan(settings, store, execution)
     with running("adapt", plan, store, execution) as run:
         if not plan.published:
-            run.wait(tasks.encode_shard.map(plan.shards_todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
+            run.wait(tasks.encode_shard.submit(index, settings, store, plan, execution) for index in plan.shards_todo)
             if plan.training_todo:
                 run.wait([tasks.train.submit(settings, store, plan, execution)])
             tasks.publish(settings, store, plan, execution)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow, unmapped
+from prefect import flow
 
 from selfcascade.config import CurationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
@@ -18,7 +18,7 @@ def curate(settings: CurationSettings, store: StoreSettings = StoreSettings(), e
     with running("curate", plan, store, execution) as run:
         if not plan.published:
             tasks.stage(settings, store, plan)
-            run.wait(tasks.curate_shard.map(plan.todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
+            run.wait(tasks.curate_shard.submit(index, settings, store, plan, execution) for index in plan.todo)
             tasks.publish(settings, store, plan)
     show_table("curate", settings.name, counts_rows(plan.ref, counts_of(plan, store)), title=f"Counts of {plan.ref}")
     return plan.ref

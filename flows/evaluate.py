@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow, unmapped
+from prefect import flow
 
 from selfcascade.config import EvaluationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
@@ -22,7 +22,7 @@ def evaluate(
     before = tasks.before(settings, store, plan)
     with running("evaluate", plan, store, execution) as run:
         if not plan.published:
-            run.wait(tasks.features.map(plan.todo, unmapped(settings), unmapped(store), unmapped(plan), unmapped(execution)))
+            run.wait(tasks.features.submit(index, settings, store, plan, execution) for index in plan.todo)
             tasks.publish(settings, store, plan, execution)
     tasks.show(plan.ref, store)
     if before is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow, unmapped
+from prefect import flow
 
 from selfcascade.config import ExecutionSettings, GenerationSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
@@ -17,8 +17,7 @@ def generate(settings: GenerationSettings, store: StoreSettings = StoreSettings(
     plan = tasks.plan(settings, store)
     with running("generate", plan, store, execution, method=settings.method) as run:
         if not plan.published:
-            chunks = [plan.only(index) for index in plan.todo]
-            run.wait(tasks.sample_chunk.map(plan.todo, chunks, unmapped(settings), unmapped(store), unmapped(execution)))
+            run.wait(tasks.sample_chunks.submit(part, settings, store, execution) for part in tasks.parts(settings, store, plan, execution))
             tasks.publish(settings, store, plan)
     tasks.show(plan.ref, store)
     show_table("generate", settings.name, counts_rows(plan.ref, counts_of(plan, store)), title=f"Counts of {plan.ref}")

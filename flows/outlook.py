@@ -128,7 +128,7 @@ class _Outlook:
         """Samples of one method; at most so many where the dataset is not made yet."""
         prompts = settings.prompts
         if prompts.file is not None:
-            from selfcascade.generation.prompts import read_prompt_file
+            from selfcascade.generation.prompt_file import read_prompt_file
 
             found = len(read_prompt_file(prompts.file))
         else:
@@ -169,7 +169,7 @@ def _generation(settings: GenerationSettings, store: Store) -> Step:
     from selfcascade.generation.generate import plan_generation
 
     plan = plan_generation(settings, store)
-    return _step("generate", plan, work=work_of(settings, sum(len(plan.chunks[index]) for index in plan.todo)), method=settings.method)
+    return _step("generate", plan, work=work_of(settings, plan.samples_left), method=settings.method)
 
 
 def _sample_bytes(settings: GenerationSettings, count: int) -> int:

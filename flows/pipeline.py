@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from selfcascade.config import PipelineSettings
-from selfcascade.generation.generate import check_method
+from selfcascade.generation.inputs import check_method
 from selfcascade.storage import ArtifactRef
 from selfcascade_flows.adapt import adapt
 from selfcascade_flows.curate import curate

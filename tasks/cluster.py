@@ -114,9 +114,19 @@ class DaskWorkers(ClusterWorkers):
 
 
 class RayWorkers(ClusterWorkers):
-    """Units on Ray; on this machine a processor for each of ``workers``."""
+    """Units on Ray, in actors: processes that live as long as the run, so that each loads its networks once and keeps the GPU that it was given.
+
+    (A task that holds a GPU takes its process down with it.) There is an actor for each of ``workers`` on a cluster of this machine; elsewhere as many as the
+    cluster, as large as it is by then, has room for.
+    """
 
     example = "give host:port of the head of a Ray cluster, or auto on a machine of it"
+
+    def __init__(self, execution: ExecutionSettings) -> None:
+        super().__init__(execution)
+        self._turn = threading.Condition()
+        self._idle: list[Any] = []
+        self._actors = self._starting = self._waiting = 0
 
     def _join(self, address: str | None) -> Any:
         try:
@@ -132,20 +142,79 @@ class RayWorkers(ClusterWorkers):
         return ray
 
     def _run(self, joined: Any, function: Callable[..., Any], arguments: tuple[Any, ...], tries: int) -> Any:
-        from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
+        from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-        unit = joined.remote(measured).options(num_cpus=1, num_gpus=self._execution.gpus_per_unit, max_retries=tries - 1)
-        try:
-            return joined.get(unit.remote(function, arguments))
-        except WorkerCrashedError:
-            raise _died(function) from None
-        except TaskCancelledError:
-            raise Closed("the cluster was left") from None
-        except RayTaskError as error:
-            raise error.cause from None
+        for _ in range(tries):
+            actor = None
+            try:
+                actor = self._taken(joined)
+                found = joined.get(actor.run.remote(function, arguments))
+            except RayActorError:
+                self._lost()
+                continue
+            except TaskCancelledError:
+                raise Closed("the cluster was left") from None
+            except RayTaskError as error:
+                self._back(joined, actor)
+                raise error.cause from None
+            self._back(joined, actor)
+            return found
+        raise _died(function)
 
     def _leave(self, joined: Any) -> None:
         joined.shutdown()
+
+    def _taken(self, joined: Any) -> Any:
+        """An actor that has nothing to do, or a new one where there is room; waits for one."""
+        with self._turn:
+            self._waiting += 1
+            while not self._idle and self._actors >= self._room(joined):
+                self._turn.wait(timeout=5)  # a cluster may grow meanwhile
+            self._waiting -= 1
+            if self._idle:
+                return self._idle.pop()
+            self._actors += 1
+            self._starting += 1
+        try:
+            actor = joined.remote(_Actor).options(num_cpus=1, num_gpus=self._execution.gpus_per_unit).remote()
+            joined.get(actor.ready.remote())
+        finally:
+            with self._turn:
+                self._starting -= 1
+        return actor
+
+    def _back(self, joined: Any, actor: Any) -> None:
+        with self._turn:
+            if self._starting and not self._waiting:
+                # Somebody else holds what an actor needs to begin, and nobody needs this one: its place is worth more.
+                self._actors -= 1
+                joined.kill(actor)
+            else:
+                self._idle.append(actor)
+            self._turn.notify()
+
+    def _lost(self) -> None:
+        with self._turn:
+            self._actors -= 1
+            self._turn.notify()
+
+    def _room(self, joined: Any) -> int:
+        """How many actors there may be."""
+        if self._execution.address is None:
+            return self._execution.workers
+        there, gpus = joined.cluster_resources(), self._execution.gpus_per_unit
+        return max(1, int(there.get("GPU", 0) / gpus if gpus else there.get("CPU", 0)))
+
+
+class _Actor:
+    """What an actor runs."""
+
+    def ready(self) -> None:
+        """Returns once the process has begun."""
+
+    def run(self, function: Callable[..., Value], arguments: tuple[Any, ...]) -> Measured[Value]:
+        """Call it, and say what that cost."""
+        return measured(function, arguments)
 
 
 def is_here(address: str) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prefect import task
+from prefect.runtime import task_run
 
 from selfcascade.config import ExecutionSettings, GenerationSettings, StoreSettings
-from selfcascade.generation.generate import GenerationPlan, generate_unit, plan_generation, publish_generation
+from selfcascade.generation.generate import GenerationPlan, generate_units, part_of, plan_generation, publish_generation
 from selfcascade.generation.samples import Sample, read_generated
 from selfcascade.generation.sheet import contact_sheet
 from selfcascade.storage import Artifact, ArtifactRef
@@ -13,10 +16,14 @@ from selfcascade_tasks.artifacts import show_sheet
 from selfcascade_tasks.network import NETWORK
 from selfcascade_tasks.record import UnitCost
 from selfcascade_tasks.store import opened
-from selfcascade_tasks.workers import workers
+from selfcascade_tasks.workers import side_by_side, workers
 
 SHOWN = 12
 """Samples on the contact sheet in the UI."""
+MOST = 4
+"""Chunks of a task: all but the last of them are stored while the next is sampled."""
+SHARES = 16
+"""Tasks for each worker, if there are so many chunks: the last tasks end nearly together."""
 
 
 def work_of(settings: GenerationSettings, samples: int) -> float:
@@ -31,11 +38,26 @@ def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
     return plan_generation(settings, opened(store))
 
 
-@task(name="sample-chunk", task_run_name="chunk {index} of {settings.name}", tags=["generate"], **NETWORK)
-def sample_chunk(index: int, plan: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
-    """Sample and store one chunk in a worker process. ``plan`` holds this chunk alone."""
-    measured = workers(execution).run(generate_unit, settings, opened(store), plan, index, execution.device, tries=execution.retries + 1)
-    return UnitCost.of(index, measured, work_of(settings, measured.value.count), tier=measured.value.tier)
+def parts(settings: GenerationSettings, store: StoreSettings, plan: GenerationPlan, execution: ExecutionSettings) -> Iterator[GenerationPlan]:
+    """The chunks that are left, some for each task, made as they are asked for."""
+    size = min(MOST, -(-len(plan.todo) // (SHARES * side_by_side(execution))))
+    for start in range(0, len(plan.todo), size):
+        yield part_of(settings, opened(store), plan, plan.todo[start : start + size])
+
+
+def _named() -> str:
+    """A task run by its chunks, as far as they go."""
+    chunks, name = [*task_run.parameters["part"].chunks], task_run.parameters["settings"].name
+    return f"chunk {chunks[0]} of {name}" if len(chunks) == 1 else f"chunks {chunks[0]} to {chunks[-1]} of {name}"
+
+
+@task(name="sample-chunks", task_run_name=_named, tags=["generate"], **NETWORK)
+def sample_chunks(part: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
+    """Sample and store some chunks in a worker process: those that ``part`` holds."""
+    measured = workers(execution).run(generate_units, settings, opened(store), part, tuple(part.chunks), execution.device, tries=execution.retries + 1)
+    samples = sum(report.count for report in measured.value)
+    tiers = tuple(report.tier for report in measured.value)
+    return UnitCost.of(min(part.chunks), measured, work_of(settings, samples), tiers=tiers)
 
 
 @task(name="publish-samples", task_run_name="publish {settings.name}", tags=["generate"], **NETWORK)

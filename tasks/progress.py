@@ -49,9 +49,9 @@ class StageProgress:
         self._artifact = cast(UUID, create_progress_artifact(self._percent, key=self._key, description=self._text))
         return self
 
-    def advance(self) -> None:
-        """One more is done."""
-        self.reach(self._done + 1)
+    def advance(self, units: int = 1) -> None:
+        """So many more are done."""
+        self.reach(self._done + units)
 
     def reach(self, done: int, note: str = "", seconds_left: float | None = None) -> None:
         """So many are done; ``note`` is a word on how it goes. Who knows better than the pace so far says how long the rest takes."""

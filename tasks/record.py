@@ -32,12 +32,17 @@ class UnitCost(BaseModel):
     seconds: float
     cpu_seconds: float
     peak_bytes: int
-    tier: str | None = Field(None, description="memory tier that the unit was sampled in")
+    tiers: tuple[str, ...] = Field((), description="memory tiers that its chunks were sampled in: of a unit that is several")
 
     @classmethod
-    def of(cls, unit: int, measured: Measured[Any], work: float, *, tier: str | None = None) -> UnitCost:
-        """The cost of a unit that ran in a worker."""
-        return cls(unit=unit, work=work, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes, tier=tier)
+    def of(cls, unit: int, measured: Measured[Any], work: float, *, tiers: tuple[str, ...] = ()) -> UnitCost:
+        """The cost of a unit that ran in a worker; of ``tiers`` there is one for each chunk of samples, which then count as units."""
+        return cls(unit=unit, work=work, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes, tiers=tiers)
+
+    @property
+    def units(self) -> int:
+        """How many units it counts as."""
+        return len(self.tiers) or 1
 
 
 class StageCost(BaseModel):
@@ -65,13 +70,13 @@ class StageCost(BaseModel):
 
     def add(self, cost: UnitCost) -> None:
         """Count a unit that is done."""
-        self.done += 1
+        self.done += cost.units
         self.work += cost.work
         self.unit_seconds += cost.seconds
         self.cpu_seconds += cost.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
-        if cost.tier is not None:
-            self.tiers[cost.tier] = self.tiers.get(cost.tier, 0) + 1
+        for tier in cost.tiers:
+            self.tiers[tier] = self.tiers.get(tier, 0) + 1
 
 
 class RunRecord(BaseModel):

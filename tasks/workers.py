@@ -45,6 +45,10 @@ ENVIRONMENT = {
 """Steady step times on shared cores: waiting threads sleep, and freed memory stays with the process."""
 
 
+CLUSTER = 64
+"""Units that may run at once on a cluster whose size is not known here; ``workers`` says if there are more."""
+
+
 class WorkerDied(SettingsError):
     """A unit of work took its process down again and again: most often memory."""
 
@@ -184,6 +188,11 @@ def workers(execution: ExecutionSettings) -> Workers:
 
                 _shared[key] = DaskWorkers(execution) if execution.runner == "dask" else RayWorkers(execution)
         return _shared[key]
+
+
+def side_by_side(execution: ExecutionSettings) -> int:
+    """How many units run at once: as many as there are workers; of a cluster somewhere, whose size may change, at least :data:`CLUSTER`."""
+    return execution.workers if execution.address is None else max(execution.workers, CLUSTER)
 
 
 def close_workers(patience: float = 0.0) -> None:

@@ -33,7 +33,8 @@ HEADINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
 def preview_specs(latents: LatentCache, settings: AdaptationSettings) -> list[SampleSpec]:
     """Prompts and seeds of the previews: captions of the tune split, of known words where there are such, spread evenly over their keys."""
     rows = [{"key": key, "caption": latents.caption(key), "split": split, "kept": True} for split in ("train", "tune") for key in latents.keys(split)]
-    prompts = prompts_of_rows(rows, split="tune", known_words=True) or prompts_of_rows(rows, split="tune", known_words=False)
+    found = [*prompts_of_rows(lambda: rows, split="tune", known_words=True)] or prompts_of_rows(lambda: rows, split="tune", known_words=False)
+    prompts = sorted(found, key=lambda prompt: prompt.id)
     count = min(settings.previews, len(prompts))
     chosen = [prompts[index * len(prompts) // count] for index in range(count)]
     return list(sample_specs(chosen, run_seed=settings.seed, per_prompt=1))

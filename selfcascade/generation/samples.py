@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from selfcascade.curation.ahead import mapped
 from selfcascade.curation.encoding import encode
 from selfcascade.curation.shards import add_member, read_tar
 from selfcascade.generation.seeds import SampleSpec
@@ -37,6 +38,9 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of a shard's table: ``settings`` is the digest of the settings, ``sha256`` that of the PNG."""
+
+ENCODERS = 4
+"""Threads that encode pictures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,18 +67,19 @@ class Sample:
         return self.spec.seed
 
 
-def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings: str) -> int:
+def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings: str, ahead: int = 1) -> int:
     """Tar at ``path`` with ``<key>.json`` and ``<key>.png`` of every sample, in the order given; WebDataset reads it. Returns how many there are.
 
     Args:
         path: file to write.
-        samples: consumed lazily, so one picture is held at a time.
+        samples: consumed lazily and in this thread, while other threads encode those before.
         method: name of the method.
         settings: digest of the settings.
+        ahead: pictures that are held at a time. One more than a batch: a batch is encoded while the next one is sampled.
     """
     count = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
+        for sample, png in mapped(_encoded, samples, threads=min(ahead, ENCODERS), ahead=ahead):
             height, width, _ = sample.image.shape
             spec = sample.spec
             fields = {
@@ -90,9 +95,13 @@ def write_shard(path: Path, samples: Iterable[Sample], *, method: str, settings:
                 "settings": settings,
             }
             add_member(tar, f"{spec.key}.json", canonical_json(fields))
-            add_member(tar, f"{spec.key}.png", encode(sample.image, "png")[0])
+            add_member(tar, f"{spec.key}.png", png)
             count += 1
     return count
+
+
+def _encoded(sample: Sample) -> tuple[Sample, bytes]:
+    return sample, encode(sample.image, "png")[0]
 
 
 def shard_table(path: Path) -> bytes:

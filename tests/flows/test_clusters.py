@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,23 +32,66 @@ def cluster(request):
     workers.close()
 
 
-def objects(home: Path) -> dict[str, str]:
+def objects(home: Path, name: str) -> dict[str, str]:
+    """SHA-256 of every object of a published artifact, its version among the names."""
     with Store.open(StoreSettings(folder=home / ".selfcascade/store")) as store:
-        return {entry.key: entry.sha256 for entry in resolve(store, "datasets/twemoji").manifest().objects}
+        artifact = resolve(store, name)
+        return {f"{artifact.prefix}/{entry.key}": entry.sha256 for entry in artifact.manifest().objects}
 
 
-def test_a_dataset_has_the_same_bytes_whatever_runs_its_units(tmp_path):
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A folder with a small dataset in its store, and no sample."""
+    home = tmp_path_factory.mktemp("start")
+    made = subprocess.run(command("curate", *small(curation__shard_inputs=8)), cwd=home, env=environment(), capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def expected(start, tmp_path_factory):
+    """What one process makes of it: the dataset's objects, and those of the samples."""
+    home = sampled(start, tmp_path_factory.mktemp("expected") / "home", "processes", 1)
+    found = objects(home, "datasets/twemoji"), objects(home, "samples/demo-tuning-free")
+    assert len(found[0]) > 10
+    assert len(found[1]) == 12
+    return found
+
+
+def sampled(start: Path, home: Path, runner: str, workers: int) -> Path:
+    """A copy of ``start`` in which six chunks of a sample each were made."""
+    shutil.copytree(start, home, ignore=shutil.ignore_patterns("*.sock", "*.lock"))
+    options = small(generation__method="tuning-free", generation__prompts__count=6, generation__chunk=1, execution__runner=runner, execution__workers=workers)
+    made = subprocess.run(command("generate", *options), cwd=home, env=environment(), capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    return home
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("runner", ["processes", *RUNNERS])
+def test_samples_have_the_same_bytes_whatever_runs_their_units(start, expected, tmp_path, runner, workers):
+    """Under one address, object by object: neither the runner nor the number of workers is a part of it."""
+    if (runner, workers) != ("processes", 1):
+        assert objects(sampled(start, tmp_path / "home", runner, workers), "samples/demo-tuning-free") == expected[1]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_dataset_has_the_same_bytes_whatever_runs_its_units(expected, tmp_path, runner):
     """Under one address: the runner is no part of it."""
-    found = {}
-    for runner in ("processes", *RUNNERS):
-        home = tmp_path / runner
-        home.mkdir()
-        words = command("curate", *small(curation__shard_inputs=8, execution__runner=runner))
-        made = subprocess.run(words, cwd=home, env=environment(), capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr
-        found[runner] = objects(home)
-    assert len(found["processes"]) > 10
-    assert all(found[runner] == found["processes"] for runner in RUNNERS)
+    words = command("curate", *small(curation__shard_inputs=8, execution__runner=runner, execution__workers=4))
+    made = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert objects(tmp_path, "datasets/twemoji") == expected[0]
+
+
+def test_a_process_of_a_cluster_keeps_what_it_has_loaded(cluster):
+    """Of two workers, six units one after another find at most two that are new to them."""
+    assert sorted(cluster.run(_times_here).value for _ in range(6))[-1] >= 3
+
+
+def test_a_process_that_died_is_replaced_and_the_unit_done_again(cluster, tmp_path):
+    assert cluster.run(_die_once, str(tmp_path / "died")).value == "done"
+    assert cluster.run(os.getpid).value != os.getpid()
 
 
 def test_units_run_elsewhere_side_by_side_and_are_measured(cluster):
@@ -111,3 +156,19 @@ def test_a_cluster_of_this_machine_is_known_by_its_host(address):
 @pytest.mark.parametrize("address", ["tcp://autoscaler.example:8786", "localhost.example.org:6379", "10.127.0.0.1:1", "head", "tcp://[::1:bad"])
 def test_a_host_whose_name_only_holds_such_a_word_is_another(address):
     assert not is_here(address)
+
+
+_times: list[int] = []
+
+
+def _times_here() -> int:
+    """How often this process has run it."""
+    _times.append(0)
+    return len(_times)
+
+
+def _die_once(flag: str) -> str:
+    if not Path(flag).exists():
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"

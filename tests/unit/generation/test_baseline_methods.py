@@ -10,7 +10,8 @@ import pytest
 from models import NATIVE, x4_upscaler
 
 from selfcascade.config import BaselineSettings, ScaleCrafterSettings, X4Settings
-from selfcascade.generation.generate import check_method, generate_unit, plan_generation, publish_generation
+from selfcascade.generation.generate import generate_unit, plan_generation, publish_generation
+from selfcascade.generation.inputs import check_method
 from selfcascade.generation.samples import read_generated
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact

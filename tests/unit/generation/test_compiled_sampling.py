@@ -13,7 +13,9 @@ from test_tuned_baselines import by, tuned_in
 from selfcascade.cascade.compilation import compile_blocks, is_compiled
 from selfcascade.config import GenerationSettings
 from selfcascade.generation import models
-from selfcascade.generation.generate import plan_generation, relevant
+from selfcascade.generation.chunks import lay_out
+from selfcascade.generation.generate import plan_generation
+from selfcascade.generation.inputs import relevant
 from selfcascade.generation.models import load_pipeline
 from selfcascade.generation.sampling import samples
 from selfcascade.settings import SettingsError
@@ -111,7 +113,7 @@ def test_blocks_that_do_not_compile_are_one_line(store, settings):
     pipeline = load_pipeline(settings.base, device="cpu")
     models._held.clear()
     compile_blocks(pipeline.unet, backend=backend)
-    specs = plan_generation(settings, store).chunks[0]
+    specs = lay_out(settings, store)[0]
     with pytest.raises(SettingsError, match=r"^the blocks of the UNet do not compile here: .*no working C.* set generation\.compiled to false$") as caught:
         list(samples(pipeline, specs, settings))
     assert "\n" not in str(caught.value)

@@ -18,7 +18,9 @@ from selfcascade.cascade.upsampler import load_upsampler
 from selfcascade.config import CascadeSettings, CurationSettings, PromptSettings
 from selfcascade.curation.shards import SCHEMA as DATASET_SCHEMA
 from selfcascade.generation import generate
-from selfcascade.generation.generate import generate_unit, plan_generation, publish_generation, relevant
+from selfcascade.generation.chunks import lay_out
+from selfcascade.generation.generate import generate_unit, part_of, plan_generation, publish_generation
+from selfcascade.generation.inputs import relevant
 from selfcascade.generation.samples import SCHEMA, read_generated, read_table
 from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, NotFound, Store, entry_of, resolve
@@ -42,7 +44,7 @@ def test_a_run_from_plan_to_pictures(store, generation):
     plan = plan_generation(generation, store)
     assert (plan.units, plan.todo, plan.done, plan.published) == (2, (0, 1), (), False)
     assert list(store.list("samples/")) == []  # planning writes nothing
-    reports = [generate_unit(generation, store, plan.only(index), index, "cpu") for index in plan.todo]
+    reports = [generate_unit(generation, store, part_of(generation, store, plan, [index]), index, "cpu") for index in plan.todo]
     assert [report.count for report in reports] == [4, 2]
     assert all(report.seconds > 0 and report.peak_mb > 50 for report in reports)
     ref = publish_generation(generation, store, plan)
@@ -52,7 +54,11 @@ def test_a_run_from_plan_to_pictures(store, generation):
     assert artifact.manifest().counts == {"samples": 6, "prompts": 6, "shards": 2, "method": "tuning-free"}
     samples, table = list(read_generated(artifact)), read_table(artifact)
     assert table.schema == SCHEMA
-    assert [sample.key for sample in samples] == table.column("key").to_pylist() == sorted(spec.key for chunk in plan.chunks.values() for spec in chunk)
+    assert (
+        [sample.key for sample in samples]
+        == table.column("key").to_pylist()
+        == sorted(spec.key for chunk in lay_out(generation, store).values() for spec in chunk)
+    )
     assert all(sample.image.shape == (2 * NATIVE, 2 * NATIVE, 3) for sample in samples)
     assert set(table.column("settings").to_pylist()) == {relevant(generation).digest()}
     assert set(table.column("method").to_pylist()) == {"tuning-free"}
@@ -171,7 +177,10 @@ def test_plans_travel_between_processes(store, generation):
     plan = plan_generation(generation, store)
     assert pickle.loads(pickle.dumps(plan)) == plan
     assert generate.GenerationPlan.model_validate(json.loads(plan.model_dump_json())) == plan
-    assert list(plan.only(1).chunks) == [1]
+    part = part_of(generation, store, plan, [1])
+    assert pickle.loads(pickle.dumps(part)) == part
+    assert list(part.chunks) == [1]
+    assert (plan.chunks, part.done) == ({}, ())
 
 
 def test_a_method_has_one_version_whatever_only_others_look_at(store, generation):
@@ -285,8 +294,8 @@ def test_prompts_come_from_the_split_of_a_dataset(store, generation):
     artifact.publish(counts={})
 
     def prompts(**changes):
-        plan = plan_generation(generation.model_copy(update={"prompts": PromptSettings(dataset="datasets/few", **changes)}), store)
-        return [(spec.prompt_id, spec.index) for chunk in plan.chunks.values() for spec in chunk]
+        chunks = lay_out(generation.model_copy(update={"prompts": PromptSettings(dataset="datasets/few", **changes)}), store)
+        return [(spec.prompt_id, spec.index) for chunk in chunks.values() for spec in chunk]
 
     assert prompts() == [("k2", 0), ("k3", 0)]
     assert prompts(known_words=False) == [("k2", 0), ("k3", 0), ("k4", 0)]

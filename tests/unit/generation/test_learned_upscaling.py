@@ -14,6 +14,7 @@ from selfcascade.baselines import latent_sr
 from selfcascade.bases import resolve_base
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.config import CurationSettings, GenerationSettings
+from selfcascade.generation.chunks import lay_out
 from selfcascade.generation.generate import plan_generation
 from selfcascade.generation.models import load_pipeline, outline
 from selfcascade.generation.seeds import sample_generator
@@ -59,8 +60,7 @@ def test_each_way_makes_pictures_of_its_own(store: Store, settings: GenerationSe
         assert {pictures[key].shape for pictures in found.values()} == {(2 * NATIVE, 2 * NATIVE, 3)}
         assert len({pictures[key].tobytes() for pictures in found.values()}) == 5
     pipeline = load_pipeline(settings.base, upscaler=str(tiny_upscaler), device="cpu")
-    plan = plan_generation(learned(settings, tiny_upscaler, method="latent-sr"), store)
-    for spec in plan.chunks[0]:
+    for spec in lay_out(settings, store)[0]:
         call = {"num_inference_steps": 2, "guidance_scale": 3.0, "generator": sample_generator(spec.seed)}
         picture = latent_sr.sample(pipeline, spec.prompt, height=2 * NATIVE, width=2 * NATIVE, output_type="np", **call).images[0]
         np.testing.assert_allclose(found["latent-sr"][spec.key] / 255, picture, atol=1.5 / 255)

@@ -15,6 +15,7 @@ from selfcascade.baselines import full, lora
 from selfcascade.baselines.finetune import KINDS, Record
 from selfcascade.bases import resolve_base
 from selfcascade.config import BaselineSettings, CurationSettings, GenerationSettings
+from selfcascade.generation.chunks import lay_out
 from selfcascade.generation.generate import generate_unit, plan_generation
 from selfcascade.generation.models import load_pipeline
 from selfcascade.generation.seeds import sample_generator
@@ -67,7 +68,7 @@ def test_each_samples_the_target_by_its_own_unet(store: Store, settings: Generat
     again = made(direct.model_copy(update={"name": "after"}), store)
     assert all(np.array_equal(again[key], found["direct"][key]) for key in again)
     pipeline = load_pipeline(settings.base, device="cpu")
-    for spec in plan_generation(by(plain, "lora", tuned["lora"]), store).chunks[0]:
+    for spec in lay_out(plain, store)[0]:
         for way, sample, given in (("lora", lora.sample, {"adapter": tuned["lora"]}), ("full", full.sample, {"unet": tuned["full"]})):
             call = {"num_inference_steps": 2, "guidance_scale": 3.0, "eta": 1.0, "generator": sample_generator(spec.seed), "output_type": "np", **given}
             picture = sample(pipeline, spec.prompt, height=2 * NATIVE, width=2 * NATIVE, **call).images[0]
