@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -85,13 +84,14 @@ def test_a_dataset_has_the_same_bytes_whatever_runs_its_units(expected, tmp_path
 
 
 def test_a_process_of_a_cluster_keeps_what_it_has_loaded(cluster):
-    """Of two workers, six units one after another find at most two that are new to them."""
-    assert sorted(cluster.run(_times_here).value for _ in range(6))[-1] >= 3
+    """Six units one after another meet at most the two processes that there are."""
+    assert len({cluster.run(os.getpid).value for _ in range(6)}) <= 2
 
 
 def test_a_process_that_died_is_replaced_and_the_unit_done_again(cluster, tmp_path):
-    assert cluster.run(_die_once, str(tmp_path / "died")).value == "done"
-    assert cluster.run(os.getpid).value != os.getpid()
+    flag = str(tmp_path / "died")
+    dies_once = f"'done' if os.path.exists({flag!r}) else (open({flag!r}, 'w').close(), os.kill(os.getpid(), 9))"
+    assert cluster.run(eval, dies_once.replace("os.", "__import__('os').")).value == "done"
 
 
 def test_units_run_elsewhere_side_by_side_and_are_measured(cluster):
@@ -156,19 +156,3 @@ def test_a_cluster_of_this_machine_is_known_by_its_host(address):
 @pytest.mark.parametrize("address", ["tcp://autoscaler.example:8786", "localhost.example.org:6379", "10.127.0.0.1:1", "head", "tcp://[::1:bad"])
 def test_a_host_whose_name_only_holds_such_a_word_is_another(address):
     assert not is_here(address)
-
-
-_times: list[int] = []
-
-
-def _times_here() -> int:
-    """How often this process has run it."""
-    _times.append(0)
-    return len(_times)
-
-
-def _die_once(flag: str) -> str:
-    if not Path(flag).exists():
-        Path(flag).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
