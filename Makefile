@@ -54,6 +54,7 @@ bench: $(VENV)/.dev $(VENV)-peers/.dev
 	$(BIN)/python tests/bench/memory.py --out memory.json
 	$(BIN)/python tests/bench/training.py --out training.json
 	$(BIN)/python tests/bench/coverage.py --out coverage.json
+	$(BIN)/python tests/bench/operations.py --out operations.json
 	$(VENV)-peers/bin/python tests/bench/evaluation.py --out evaluation.json
 
 # Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.

@@ -250,6 +250,17 @@ def coverage(records: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"{records[0]['n']:,} studies each: {shape}; for FID as many prompts as ten times the features."])
 
 
+def operations(records: list[dict[str, Any]]) -> str:
+    """Markdown: what generation at scale takes beside its sampling."""
+    lines = [_row(["figure", "median", "lowest", "highest", "rounds", "aim", "against", "measured on"]), _row(["---", *["---:"] * 5, "---", "---"])]
+    for record in sorted(records, key=lambda record: [part.zfill(9) if part.isdigit() else part for part in record["id"].split("/")]):
+        _, figure, *more = record["id"].split("/")
+        name = ", ".join([figure, *(f"{int(part):,} prompts" if part.isdigit() else part for part in more)])
+        cells = [f"{record[key]:.3g}{'' if record['unit'] == 'ratio' else ' ' + record['unit']}" for key in ("value", "low", "high")]
+        lines.append(_row([name, *cells, str(record["n"]), record["aim"] or "–", record["against"], record["note"]]))
+    return "\n".join([*lines, "", _made(*({**record, "id": ""} for record in records))])
+
+
 BLOCKS = {
     "sampling": sampling,
     "training": training,
@@ -262,6 +273,7 @@ BLOCKS = {
     "duplicates": duplicates,
     "evaluation": evaluation,
     "coverage": coverage,
+    "operations": operations,
     "watermarks": watermarks,
 }
 """What fills each block of a page, from the file of its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -83,10 +84,11 @@ class Manifest(BaseModel):
 
     def entry(self, key: str) -> ObjectEntry | None:
         """The entry of ``key``, or None."""
-        return self.by_key().get(key)
+        return self.by_key.get(key)
 
+    @cached_property
     def by_key(self) -> dict[str, ObjectEntry]:
-        """Entries by key."""
+        """Entries by key; made once, since a large artifact has tens of thousands, which a reader asks for one by one."""
         return {entry.key: entry for entry in self.objects}
 
 

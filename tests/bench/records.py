@@ -23,7 +23,7 @@ def commit() -> str:
     """The commit under test, marked where the tree differs from it."""
     if shutil.which("git") is None:
         return "unknown"
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return found.stdout.strip() or "unknown"
 
 

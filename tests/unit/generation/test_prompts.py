@@ -89,6 +89,15 @@ def test_ids_are_the_hash_of_the_text_and_number_equal_texts(tmp_path):
     }
 
 
+def test_equal_texts_are_numbered_by_negative_prompt_then_seed_none_first(tmp_path):
+    """Texts compare as texts, a prefix before what it begins; seeds as numbers."""
+    order = [(None, None), (None, 2), (None, 10), ("", 5), ("a", None), ("a", 3), ("a b", 1), ("é", 0)]
+    table = [{"prompt": "fox", "negative_prompt": negative, "seed": seed} for negative, seed in reversed(order)]
+    stem = hashlib.sha256(b"fox").hexdigest()[:16]
+    found = {prompt.id: (prompt.negative_prompt, prompt.seed) for prompt in read(tmp_path, "p.jsonl", as_jsonl(table))}
+    assert [found[stem if number == 1 else f"{stem}-{number}"] for number in range(1, 9)] == order
+
+
 def test_given_ids_seeds_and_negative_prompts_are_kept_and_other_columns_ignored(tmp_path):
     data = b'id,prompt,seed,category,negative_prompt\n7,"fox, red",5.0,animals,blurry\nB_2,cat,,,\n'
     assert read(tmp_path, "p.csv", data) == (Prompt("7", "fox, red", "blurry", 5), Prompt("B_2", "cat"))
