@@ -5,7 +5,7 @@ import random
 import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from selfcascade.config import GenerationSettings, PromptSettings
@@ -16,7 +16,7 @@ from selfcascade.generation.prompt_list import Prompt, PromptList, TakenId
 from selfcascade.generation.seeds import sample_specs
 from selfcascade.settings import SettingsError, digest_of
 
-ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,5}", fullmatch=True)
+ids = st.from_regex(r"[Aa0][a0_-]{0,5}", fullmatch=True)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 prompts = st.builds(Prompt, ids, texts, st.none() | texts, st.none() | st.integers(0, 2**63 - 1))
 lists = st.lists(prompts, min_size=1, max_size=20, unique_by=lambda prompt: prompt.id)
@@ -24,6 +24,7 @@ relaxed = settings(deadline=None, max_examples=100, suppress_health_check=[Healt
 
 
 @relaxed
+@example([Prompt("a", "x"), Prompt("a-0", "x"), Prompt("a-0000", "x")], 2, 2, 0, random.Random(0))
 @given(lists, st.integers(1, 3), st.integers(1, 7), st.integers(0, 2**31), st.randoms(use_true_random=False))
 def test_chunks_are_the_slices_of_the_sorted_samples(found, per_prompt, size, seed, rng):
     """Of any ids: `a` before `a-0`, though `a-0-0000` comes before `a-0000`. The version is the digest of the sorted list, whatever the order of the rows."""

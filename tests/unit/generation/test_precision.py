@@ -7,7 +7,7 @@ import torch
 
 from selfcascade.config import ComputeSettings
 from selfcascade.generation import precision
-from selfcascade.generation.generate import generate_unit, plan_generation
+from selfcascade.generation.generate import generate_unit, part_of, plan_generation
 from selfcascade.generation.precision import slowdown, warn_of_slow_precision
 
 CPU = torch.device("cpu")
@@ -67,6 +67,6 @@ def test_generation_is_warned_of_once_a_run(store, generation, probed, caplog):
     plan = plan_generation(slow, store)
     with caplog.at_level("WARNING"):
         for index in plan.todo:
-            generate_unit(slow, store, plan.only(index), index, "cpu")
+            generate_unit(slow, store, part_of(slow, store, plan, [index]), index, "cpu")
     assert len(plan.todo) == 2
     assert caplog.messages.count("generation.compute.dtype=bfloat16 is 3.0 times slower than float32 on this CPU; set it to float32, or use a GPU") == 1
