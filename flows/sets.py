@@ -67,13 +67,15 @@ def table(found: Comparison) -> Table:
     made = Table(title=escape(f"against {found.reference}{count}"), box=None, padding=(0, 2, 0, 0), title_justify="left")
     made.add_column("set", no_wrap=True, min_width=max(len(row.name) for row in found.rows))
     scored = any(row.inception_score is not None for row in found.rows)
-    for heading in ("pictures", "KID x 1000", "FID", *SHARES, *(("IS",) if scored else ())):
+    cut = any(row.patch_fid is not None for row in found.rows)
+    for heading in ("pictures", "KID x 1000", "FID", *(("pKID x 1000", "pFID") if cut else ()), *SHARES, *(("IS",) if scored else ())):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
         kernel = _spread(row.kid, row.kid_spread, 1000)
+        patches = [_spread(row.patch_kid, row.patch_kid_spread, 1000), "-" if row.patch_fid is None else f"{row.patch_fid:.3f}"] if cut else []
         shares = ["-" if (value := getattr(row, name)) is None else f"{value:.3f}" for name in SHARES]
         score = [_spread(row.inception_score, row.inception_spread)] if scored else []
-        made.add_row(escape(row.name), "?" if row.count is None else f"{row.count:,}", kernel, f"{row.fid:.3f}", *shares, *score)
+        made.add_row(escape(row.name), "?" if row.count is None else f"{row.count:,}", kernel, f"{row.fid:.3f}", *patches, *shares, *score)
     return made
 
 

@@ -103,24 +103,20 @@ class Extraction:
     """
 
     def __init__(self, network: FeatureNetwork, *, small: tuple[int, int], crops: CropPlan | None, batch: int, device: str = "cpu") -> None:
-        self.network, self.small, self.crops = network, small, crops
+        self.network, self.small = network, small
         self._names: list[tuple[str, str]] = []
         self._thumbnails: list[NDArray[np.uint8]] = []
         self._spectra: list[NDArray[np.float32]] = []
         self._whole = Batches(network.embed, batch, device)
-        self._cropped = Batches(network.embed, batch, device)
+        self._cropped = None if crops is None else Cropping(network, crops, batch=batch, device=device)
 
     def add(self, picture: Picture) -> None:
         """Take the next picture."""
-        rank, crops = len(self._names), self.crops
         self._names.append((picture.prompt_id, picture.key))
         self._thumbnails.append(shrink(picture.image, self.small))
         self._whole.add(self.network.resized(as_batch([picture.image])))
-        if crops is not None:
-            image = _at(picture.image, crops.size)
-            self._spectra.append(spectrum(image))
-            corners = crop_corners(rank, size=crops.size, side=crops.side, count=crops.count, seed=crops.seed)
-            self._cropped.add(self.network.resized(as_batch(list(cut(image, corners, crops.side)))))
+        if self._cropped is not None:
+            self._spectra.append(spectrum(self._cropped.add(picture.image)))
 
     def result(self) -> FeatureTable:
         """The table of all pictures that came.
@@ -132,7 +128,7 @@ class Extraction:
             raise SettingsError("a set of pictures is empty; there is nothing to compare")
         order = sorted(range(len(self._names)), key=lambda place: self._names[place])
         features = self._whole.result()
-        patches = None if self.crops is None else self._cropped.result().reshape(len(self._names), self.crops.count, -1)
+        patches = None if self._cropped is None else self._cropped.result()
         return FeatureTable(
             keys=tuple(self._names[place][1] for place in order),
             prompt_ids=tuple(self._names[place][0] for place in order),
@@ -142,6 +138,35 @@ class Extraction:
             objects=np.array([count_objects(self._thumbnails[place]) for place in order], dtype=np.int64),
             spectra=np.stack([self._spectra[place] for place in order]) if self._spectra else None,
         )
+
+
+class Cropping:
+    """Gathers the features of the crops of pictures that come one by one, in the order of their keys.
+
+    Args:
+        network: on ``device`` already.
+        plan: how to cut.
+        batch: crops a forward pass.
+        device: where the network is.
+    """
+
+    def __init__(self, network: FeatureNetwork, plan: CropPlan, *, batch: int, device: str = "cpu") -> None:
+        self.network, self.plan = network, plan
+        self._count = 0
+        self._batches = Batches(network.embed, batch, device)
+
+    def add(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Take the next picture, (H, W, 3). Returns it at the size at which it is cut."""
+        plan = self.plan
+        image = _at(picture, plan.size)
+        corners = crop_corners(self._count, size=plan.size, side=plan.side, count=plan.count, seed=plan.seed)
+        self._batches.add(self.network.resized(as_batch(list(cut(image, corners, plan.side)))))
+        self._count += 1
+        return image
+
+    def result(self) -> NDArray[np.float32]:
+        """Features of all crops in the order of the pictures, (n, count, d)."""
+        return self._batches.result().reshape(self._count, self.plan.count, -1)
 
 
 class Batches:

@@ -171,14 +171,18 @@ from pathlib import Path
 import torch
 from torch import nn
 from selfcascade.config import EvaluationSettings
+from selfcascade.evaluation.feature_cache import FeatureCache
+from selfcascade.evaluation.measured_side import SideMeasuring
 from selfcascade.evaluation.networks.network import FeatureNetwork, NetworkKind
 from selfcascade.evaluation.sides import read_side
 torch.set_num_threads(1)
 class Means(nn.Module):
     def forward(self, pictures):
-        return nn.functional.adaptive_avg_pool2d(pictures, (26, 26)).flatten(1)[:, :256]
+        return nn.functional.adaptive_avg_pool2d(pictures, (26, 26)).flatten(1)[:, :256].clone()
 network = FeatureNetwork(NetworkKind("means", 256, 299, "", ""), Means())
-read_side(sys.argv[1], EvaluationSettings(), network, {}, lambda: None, device="cpu")
+settings = EvaluationSettings()
+measuring = SideMeasuring(settings, network, {}, device="cpu", cache=FeatureCache(Path(sys.argv[1], ".cache")))
+read_side(sys.argv[1], settings, measuring, {}, lambda: None, ())
 # Not ru_maxrss, which a child takes over from the process that started it.
 print(next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
