@@ -26,6 +26,7 @@ MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=0, help="Do not
 Sets = Annotated[list[str] | None, typer.Argument(metavar="SET", help="Sets of pictures to compare; the first is the reference.")]
 Json = Annotated[bool, typer.Option("--json", help="With SETs: print one JSON object.")]
 Statistics = Annotated[Path | None, typer.Option("--statistics", metavar="FILE.npz", help="With SETs: write the statistics of the first there.")]
+Clips = Annotated[bool, typer.Option("--clips", help="The SETs are folders of clips: FVD and KVD by I3D.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of every step.")]
 
 INTERRUPTED = 130
@@ -80,6 +81,7 @@ def evaluate(
     set_: Set = None,
     as_json: Json = False,
     statistics: Statistics = None,
+    clips: Clips = False,
     dry_run: DryRun = False,
     max_hours: MaxHours = None,
     max_bytes: MaxBytes = None,
@@ -87,19 +89,26 @@ def evaluate(
 ) -> int:
     """Measure samples against real pictures and write the report; or print how far SETs of pictures are from the first of them.
 
-    A SET is a folder of pictures, an .npz file with the statistics of a FID tool, or an artifact such as samples/demo-direct or datasets/demo.
+    A SET is a folder of pictures, an .npz file with the statistics of a FID tool, or an artifact such as samples/demo-direct or datasets/demo. With --clips
+    it is a folder whose entries are clips (folders of frames, .npy of (T, H, W, 3) uint8, animated pictures), or one .npy of (N, T, H, W, 3).
     """
     from selfcascade_flows.configuration import load
 
     if sets is None:
         from selfcascade_flows.launch import launch
 
-        _refuse({"--json": as_json, "--statistics": statistics is not None}, "goes with SETs of pictures; give at least one, or leave it out")
+        given = {"--json": as_json, "--statistics": statistics is not None, "--clips": clips}
+        _refuse(given, "goes with SETs; give at least one, or leave it out")
         return launch("evaluate", load(config, set_), dry_run=dry_run, max_hours=max_hours, max_bytes=max_bytes, debug=debug)
     from selfcascade_flows.sets import compare_sets
 
     budgets = {"--dry-run": dry_run, "--max-hours": max_hours is not None, "--max-bytes": max_bytes is not None}
     _refuse(budgets, "goes with a report; SETs are compared at once and nothing is stored; leave it out")
+    if clips:
+        from selfcascade_flows.clips import compare_clip_sets
+
+        _refuse({"--statistics": statistics is not None}, "is of pictures, not of clips; leave it out")
+        return compare_clip_sets(load(config, set_), sets, as_json=as_json)
     return compare_sets(load(config, set_), sets, as_json=as_json, statistics=statistics)
 
 

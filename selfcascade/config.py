@@ -569,6 +569,15 @@ class FurtherFeatures(FeatureSettings):
     )
 
 
+class ClipSettings(Settings):
+    """The network of FVD and KVD: what `selfcascade evaluate --clips` measures with. No report has these."""
+
+    weights: Path | None = where(None, description="StyleGAN-V's i3d_torchscript.pt")
+    sha256: str | None = where(None, pattern=r"[0-9a-f]{64}", description="digest that the weights file must have; unset: any, and the table says which")
+    batch: int = Field(4, ge=1, description="clips a forward pass")
+    threads: int = Field(1, ge=1, description="torch threads")
+
+
 Judged = Literal[
     "kid_r", "pkid_r", "kid_b", "layout_b", "objects_b", "fid_r", "pfid_r", "fid_b", "precision_r", "recall_r", "density_r", "coverage_r",
     "cmmd_r", "cmmd_b", "clip_score", "fd_dinov2_r", "fd_dinov2_b", "inception_score",
@@ -598,6 +607,7 @@ class EvaluationSettings(Settings):
     further: tuple[FurtherFeatures, ...] = later(
         (), description="networks for metrics beside those: clip (CMMD, CLIP score), dinov2 (FD-DINOv2), inception-v3 (Inception score)"
     )
+    clips: ClipSettings = where(ClipSettings(), description="I3D, for sets of clips; shapes no report")
     crop: int = Field(64, ge=8, description="side of the native-scale crops of the patch metrics")
     crops_per_image: int = Field(2, ge=1, description="crops a picture; the same seeded positions for real and generated")
     kid_subset: int = Field(100, ge=2, description="pictures a KID subset; lowered to half of the smaller set where it is larger")

@@ -87,25 +87,36 @@ def how_made(network: FeatureNetwork, weights_sha256: str) -> dict[str, str]:
 def _folder(text: str, folder: Path) -> PictureSource:
     """Pictures of a folder and those below it, by name, decoded ahead of the network."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and format_of_name(path.name) is not None)
-    return PictureSource(text, digest_of(list(mapped(_sha256, paths))), partial(mapped, _decoded, paths, ahead=AHEAD))
+    return PictureSource(text, digest_of(list(mapped(file_digest, paths))), partial(mapped, read_picture, paths, ahead=AHEAD))
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
     try:
         return sha256_of(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _decoded(path: Path) -> NDArray[np.uint8]:
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Pixels, (H, W, 3), of a file.
+
+    Raises:
+        SettingsError: it cannot be decoded, or must not be.
+    """
     try:
         with open_picture(path.read_bytes(), None, max_pixels=MAX_PIXELS) as image:
             return np.asarray(image.convert("RGB"))
     except (Rejected, OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> SettingsError:
+def unreadable(path: Path, error: Exception | str) -> SettingsError:
+    """What to raise where the file at ``path`` cannot be part of a set."""
     return SettingsError(f"{path} cannot be compared: {' '.join(str(error).split())}; remove it or mend it")
 
 
