@@ -1,4 +1,4 @@
-"""`selfcascade ls|show|look|pull|verify|purge`: what is in the store, taken out, checked, and removed on request."""
+"""`selfcascade ls|show|links|look|pull|verify|purge`: what is in the store, taken out, checked, and removed on request."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from selfcascade_flows.store_commands import Config, Debug, Set, readable, store_settings
 
 Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="kind/name, kind/name@version, or an s3:// URI.")]
+Format = Literal["text", "csv", "json"]
 
 
 def ls(
@@ -104,6 +105,27 @@ def verify(artifact: Reference, config: Config = "demo", set_: Set = None, debug
     typer.echo(f"{found} is sound: {len(findings)} objects, {readable(total)}{f'; {purged} rewritten by a purge' if purged else ''}")
 
 
+def links(
+    artifact: Reference,
+    expires: Annotated[str, typer.Option("--expires", help="How long they work: 90s, 30m, 1h, at most 7d.")] = "1h",
+    form: Annotated[Format, typer.Option("--format", help="text: a URL a line; csv and json: with key, size, SHA-256 and expiry.")] = "text",
+    config: Config = "demo",
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Print a link to every object of an artifact that works without keys until it expires. Whoever has it can read that object."""
+    from selfcascade.storage import Store, embedded, resolve
+    from selfcascade.storage.links import duration, written
+    from selfcascade.storage.links import links as links_of
+
+    lasting = duration(expires)
+    with Store.open(store_settings(config, set_), read_only=True) as store:
+        found = resolve(store, artifact)
+        typer.echo(written(found, links_of(found, lasting), form), nl=False)
+        if store.is_embedded and not embedded.status(store.settings.folder).daemon:
+            typer.echo("the embedded store goes with its last user, and its links with it; `selfcascade store start` keeps it", err=True)
+
+
 def look(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="datasets/name, datasets/name@version, or an s3:// URI.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("dataset.html"),
@@ -163,7 +185,7 @@ def purge(
 
 def add_artifact_commands(app: typer.Typer) -> None:
     """Register the commands of this module on ``app``."""
-    for command in (ls, show, look, pull, verify, purge):
+    for command in (ls, show, links, look, pull, verify, purge):
         app.command()(command)
 
 

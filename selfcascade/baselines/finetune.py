@@ -85,7 +85,7 @@ def find_finetune(reference: str, way: Way, store: Store | None = None) -> Finet
     Args:
         reference: folder, or artifact (``adapters/name`` of a LoRA, ``unets/name`` of a fine-tuned UNet, each with ``@version``, or ``s3://...``).
         way: which of the two it must be.
-        store: where artifacts are looked up; unset, the store of the default settings is opened for that.
+        store: where artifacts are looked up; unset: that of an ``s3://`` URI, else that of the default settings, is opened for it.
 
     Raises:
         SettingsError: there is no such thing, or it is the other of the two, or something else; one line.

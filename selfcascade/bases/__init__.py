@@ -47,7 +47,7 @@ def resolve_base(base: str, store: Store | None = None) -> ResolvedBase:
     Args:
         base: name of a shipped base (``tiny-emoji``), artifact (``bases/name``, ``bases/name@version``, ``s3://...``), local folder, or hub id
             (``owner/name``). They are tried in this order.
-        store: where artifacts are looked up; unset, the store of the default settings is opened for that.
+        store: where artifacts are looked up; unset: that of an ``s3://`` URI, else that of the default settings, is opened for it.
 
     Raises:
         SettingsError: nothing of that name, the hub is out of reach, or the base has no UNet; one line with the way out.
@@ -133,20 +133,17 @@ def fetch_artifact(reference: str, kind: str, store: Store | None) -> tuple[Path
     Raises:
         SettingsError: no such artifact, or its bytes are not those of its manifest.
     """
-    from selfcascade.config import StoreSettings
-    from selfcascade.storage import Store, resolve
+    from selfcascade.storage import Store, located, resolve
+    from selfcascade.storage.pulling import pull
 
     if store is None:
-        with Store.open(StoreSettings()) as opened:
+        with Store.open(located(reference), read_only=True) as opened:  # keys that may only read are enough
             return fetch_artifact(reference, kind, opened)
     artifact = resolve(store, reference, kind)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcascade"
     folder = cache / artifact.ref.prefix
     for entry in artifact.manifest().objects:
-        path = folder / entry.key
-        if not path.is_file() or _file_digest(path) != entry.sha256:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            artifact.download(entry.key, path)
+        pull(artifact, entry, folder)
     return folder, artifact.ref.name, artifact.ref.version
 
 

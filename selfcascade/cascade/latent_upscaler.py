@@ -116,7 +116,7 @@ def load_latent_upscaler(reference: str, store: Store | None = None, *, dtype: t
 
     Args:
         reference: which; safetensors only.
-        store: where artifacts are looked up; unset, the store of the default settings is opened for that.
+        store: where artifacts are looked up; unset: that of an ``s3://`` URI, else that of the default settings, is opened for it.
         dtype: of its weights.
 
     Raises:

@@ -238,7 +238,7 @@ def load_upsampler(reference: str, store: Store | None = None, *, dtype: torch.d
 
     Args:
         reference: which.
-        store: where artifacts are looked up; unset, the store of the default settings is opened for that.
+        store: where artifacts are looked up; unset: that of an ``s3://`` URI, else that of the default settings, is opened for it.
         dtype: of its weights.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -20,7 +21,7 @@ from selfcascade.curation.readahead import ReadAhead, Span
 from selfcascade.curation.splits import Split
 from selfcascade.curation.unpacking import unpack
 from selfcascade.settings import SettingsError
-from selfcascade.storage import BLOCK, Artifact, IntegrityError, Store, resolve
+from selfcascade.storage import BLOCK, Artifact, IntegrityError, Store, located, resolve
 
 Decode = Literal["bytes", "pil", "tensor"]
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -115,8 +116,18 @@ class StreamedDataset(IterableDataset[Any]):
 
     @classmethod
     def open(cls, dataset: str, store: StoreSettings | None = None, **options: Any) -> Self:
-        """By name, ``datasets/NAME`` or ``datasets/NAME@VERSION``, in the store that the settings name; options as for the class."""
-        return cls(resolve(Store.open(store or StoreSettings(), read_only=True), dataset), **options)
+        """By ``datasets/NAME`` or ``datasets/NAME@VERSION`` in the store that the settings name, or by ``s3://`` URI; options as for the class.
+
+        Raises:
+            StoreError: there is no such store.
+            NotFound: there is no such artifact in it.
+        """
+        opened = Store.open(located(dataset, store), read_only=True)
+        try:
+            return cls(resolve(opened, dataset), **options)
+        except BaseException:
+            opened.close()
+            raise
 
     def __len__(self) -> int:
         """Samples of this rank in an epoch."""
@@ -253,6 +264,24 @@ class StreamedDataset(IterableDataset[Any]):
                 except (OSError, ValueError) as error:
                     raise IntegrityError(f"sample {sample['__key__']} of {sample['__url__']}: its {name} cannot be decoded ({error})") from None
         return sample if self.transform is None else self.transform(sample)
+
+
+def open_dataset(reference: str, *, store: StoreSettings | None = None, **options: Any) -> StreamedDataset:
+    """A published dataset for :class:`torch.utils.data.DataLoader`; samples of ``generate`` too, which have no splits.
+
+    Args:
+        reference: ``s3://bucket/prefix/datasets/NAME[/VERSION]``, or ``datasets/NAME[@VERSION]`` in the store of ``store``.
+        store: endpoint and keys; by default those of the environment, or the embedded store of this folder.
+        options: as for :class:`StreamedDataset`; ``split`` is "train" for a dataset unless it is given.
+
+    Raises:
+        StoreError: there is no such store, or it cannot be reached.
+        NotFound: there is no such artifact.
+        SettingsError: an option is out of bounds, or the split is empty.
+    """
+    if re.search(r"(^|/)samples/", reference):
+        options = {"split": None} | options
+    return StreamedDataset.open(reference, store, **options)
 
 
 def _span(shard: Shard, places: np.ndarray[Any, Any]) -> Span:

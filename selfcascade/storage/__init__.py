@@ -14,6 +14,7 @@ from selfcascade.storage.errors import (
     StoreUnreachable,
 )
 from selfcascade.storage.leases import Lease, lease
+from selfcascade.storage.location import located
 from selfcascade.storage.manifest import ArtifactRef, Kind, Manifest, artifact_version
 from selfcascade.storage.plan import Plan
 from selfcascade.storage.store import Store
@@ -43,6 +44,7 @@ __all__ = [
     "artifact_version",
     "entry_of",
     "lease",
+    "located",
     "reference",
     "resolve",
     "rollback",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from selfcascade.storage.artifact import Artifact
-from selfcascade.storage.entry import ObjectEntry, entry_of
+from selfcascade.storage.entry import ObjectEntry
 from selfcascade.storage.errors import StoreError
 
 
@@ -20,9 +21,14 @@ def pull(artifact: Artifact, entry: ObjectEntry, folder: Path, progress: Callabl
     path = folder / entry.key
     if not path.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{artifact} lists an object {entry.key!r} that would lie outside {folder}; do not trust this artifact")
-    fetch = not (path.is_file() and path.stat().st_size == entry.size and entry_of(entry.key, path).sha256 == entry.sha256)
+    fetch = not (path.is_file() and path.stat().st_size == entry.size and _digest(path) == entry.sha256)
     if fetch:
         artifact.download(entry.key, path)
     if progress is not None:
         progress(entry.size)
     return fetch
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
