@@ -1,4 +1,4 @@
-"""`selfcascade ls|show|links|look|pull|verify|purge`: what is in the store, taken out, checked, and removed on request."""
+"""`selfcascade ls|show|lineage|links|look|pull|verify|purge`: what is in the store, taken out, checked, and removed on request."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from selfcascade_flows.store_commands import Config, Debug, Set, readable, store
 
 Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="kind/name, kind/name@version, or an s3:// URI.")]
 Format = Literal["text", "csv", "json"]
+Form = Literal["text", "mermaid", "dot"]
 
 
 def ls(
@@ -126,6 +127,23 @@ def links(
             typer.echo("the embedded store goes with its last user, and its links with it; `selfcascade store start` keeps it", err=True)
 
 
+def lineage(
+    artifact: Reference,
+    form: Annotated[Form, typer.Option("--format", help="text: a tree; mermaid and dot: a graph for Markdown or Graphviz.")] = "text",
+    config: Config = "demo",
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Show what an artifact was made from, back to its sources; what is missing meanwhile is named."""
+    from selfcascade.storage import Store, resolve
+    from selfcascade.storage.drawing import drawn
+    from selfcascade.storage.lineage import walk
+
+    with Store.open(store_settings(config, set_), read_only=True) as store:
+        found = resolve(store, artifact)
+        typer.echo(drawn(walk(store, {found.ref.kind: found.ref}), form), nl=False)
+
+
 def look(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="datasets/name, datasets/name@version, or an s3:// URI.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("dataset.html"),
@@ -185,7 +203,7 @@ def purge(
 
 def add_artifact_commands(app: typer.Typer) -> None:
     """Register the commands of this module on ``app``."""
-    for command in (ls, show, links, look, pull, verify, purge):
+    for command in (ls, show, lineage, links, look, pull, verify, purge):
         app.command()(command)
 
 
