@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from selfcascade.config import StoreSettings
     from selfcascade.storage.collect import Collection
     from selfcascade.storage.embedded import Status
+    from selfcascade.storage.retention import Rules
 
 Config = Annotated[str, typer.Option("--config", "-c", metavar="NAME-OR-PATH", help="A shipped run, or a settings file of your own: its store is meant.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting, such as store.folder=/data/store; repeatable.")]
@@ -64,25 +65,49 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, delete nothing.")] = False,
     grace_hours: Annotated[float | None, typer.Option("--grace-hours", min=0, help="Leave younger objects alone; default: store.grace_hours.")] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Delete caches too; they are made again when needed.")] = False,
+    keep_last: Annotated[int | None, typer.Option("--keep-last", min=1, help="Let published artifacts go, but the newest so many of each name.")] = None,
+    keep_days: Annotated[float | None, typer.Option("--keep-days", min=0, help="Let published artifacts go, but those younger than so many days.")] = None,
+    kinds: Annotated[str | None, typer.Option("--kinds", metavar="KIND,…", help="Only of these kinds, such as samples,reports; default: all.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Delete what no published artifact refers to, nobody works on and is older than the grace period. Shows the plan first."""
+    """Delete what no published artifact refers to, nobody works on and is older than the grace period. Shows the plan first.
+
+    Published artifacts go only with --keep-last or --keep-days: those that neither keeps, that latest does not point to, and that no artifact which stays
+    was made from or shares objects with.
+    """
     from selfcascade.storage import Store
     from selfcascade.storage.collect import collect, plan_collection
 
     grace = None if grace_hours is None else timedelta(hours=grace_hours)
+    rules = _rules(keep_last, keep_days, kinds)
     with Store.open(store_settings(config, set_), read_only=dry_run) as store:
-        planned = plan_collection(store, grace=grace, cache=cache)
+        planned = plan_collection(store, grace=grace, cache=cache, rules=rules)
         _show_plan(planned)
         if dry_run or not (planned.garbage or planned.uploads or planned.leases):
             return
         if not yes and not (sys.stdin.isatty() and typer.confirm("Delete these?")):
             typer.echo("nothing was deleted; --yes deletes without asking")
             return
-        gone = collect(store, planned, grace=grace, cache=cache)
+        gone = collect(store, planned, grace=grace, cache=cache, rules=rules)
+    artifacts = f", {len(gone.retired)} published artifacts among them" if gone.retired else ""
     typer.echo(
-        f"deleted {len(gone.garbage)} objects, {readable(gone.bytes)}; {len(gone.uploads)} unfinished uploads, {len(gone.leases)} leases of dead processes"
+        f"deleted {len(gone.garbage)} objects, {readable(gone.bytes)}{artifacts}; {len(gone.uploads)} uploads, {len(gone.leases)} leases of dead processes"
     )
+
+
+def _rules(keep_last: int | None, keep_days: float | None, kinds: str | None) -> Rules | None:
+    from selfcascade.settings import SettingsError
+    from selfcascade.storage.manifest import KINDS
+    from selfcascade.storage.retention import Rules
+
+    if keep_last is None and keep_days is None:
+        if kinds is not None:
+            raise SettingsError("--kinds says where rules apply, and there is none; add --keep-last or --keep-days")
+        return None
+    chosen = frozenset(KINDS if kinds is None else (kind.strip() for kind in kinds.split(",")))
+    if not chosen <= set(KINDS):
+        raise SettingsError(f"--kinds: {', '.join(sorted(chosen - set(KINDS)))!r} is no kind of artifact; there are {', '.join(KINDS)}")
+    return Rules(keep_last, None if keep_days is None else timedelta(days=keep_days), chosen)
 
 
 def store_settings(config: str, overrides: list[str] | None) -> StoreSettings:
@@ -133,6 +158,10 @@ def _show_plan(planned: Collection) -> None:
         typer.echo(f"{place}  {len(sizes)} objects, {readable(sum(sizes))}, {reason}")
     for upload in planned.uploads:
         typer.echo(f"{upload.key}  an upload that was never completed")
+    for prefix in planned.needed:
+        typer.echo(f"{prefix}  kept: an artifact that stays refers to it")
+    if planned.at_work:
+        typer.echo(f"no published artifact goes while somebody works on {', '.join(planned.at_work)}, who may read any; try again later")
     for prefix in planned.kept_leased:
         typer.echo(f"{prefix}  kept: somebody works on it")
     typer.echo(
