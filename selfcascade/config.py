@@ -500,7 +500,7 @@ class PromptSettings(Settings):
 class GenerationSettings(Settings):
     """Bulk sampling of prompts by one method."""
 
-    FORMAT = 2  # libvips encodes the pictures
+    FORMAT = 3  # libvips encodes the pictures; pages to look at them
 
     name: Name = where("samples", description="name of the samples artifact")
     base: str = where("tiny-emoji", description="shipped base, folder, hub id, or bases/name@version")

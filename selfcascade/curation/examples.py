@@ -58,10 +58,10 @@ def turned(key: str) -> bytes:
     return bytes(255 - byte for byte in hashlib.sha256(key.encode()).digest())
 
 
-def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """A small copy of a picture, uint8 (H, W, 3), as WebP."""
+def thumbnail(pixels: NDArray[np.uint8], side: int = THUMBNAIL) -> bytes:
+    """A small copy of a picture, uint8 (H, W, 3), as WebP, whose longer side is at most ``side`` pixels."""
     small = Image.fromarray(pixels)
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
     return buffer.getvalue()

@@ -17,6 +17,7 @@ from pydantic import Field
 from selfcascade.config import GenerationSettings, Memory
 from selfcascade.curation.shards import table_name, tar_name
 from selfcascade.generation.chunks import chunks_of, lay_out
+from selfcascade.generation.gallery import INDEX, index_page, page_name, shard_page
 from selfcascade.generation.inputs import check_networks, find_networks, relevant, way_of
 from selfcascade.generation.samples import shard_table, write_shard
 from selfcascade.generation.seeds import SampleSpec
@@ -66,8 +67,9 @@ def plan_generation(settings: GenerationSettings, store: Store) -> GenerationPla
     if not published:
         check_networks(settings, store, networks)
     there = artifact.existing()
-    done = tuple(index for index in chunks if table_name(index) in there)
-    todo = tuple(index for index in chunks if table_name(index) not in there)
+    done = tuple(index for index in chunks if {table_name(index), page_name(index)} <= there)
+    finished = set(done)
+    todo = tuple(index for index in chunks if index not in finished)
     left = sum(chunks.size_of(index) for index in todo)
     return GenerationPlan(
         artifact_ref=artifact.ref,
@@ -139,7 +141,7 @@ def generate_units(settings: GenerationSettings, store: Store, plan: GenerationP
 def _made(artifact: Artifact, settings: GenerationSettings, store: Store, plan: GenerationPlan, index: int, device: str) -> Callable[[], UnitReport]:
     """Sample a chunk, unless it is there; what is returned stores it."""
     started = time.perf_counter()
-    if artifact.has(table_name(index)):
+    if artifact.has(table_name(index)) and artifact.has(page_name(index)):
         return partial(UnitReport, 0, time.perf_counter() - started, _peak_mb(), settings.memory)
     folder = tempfile.TemporaryDirectory(prefix="selfcascade-")
     path, count, tier = Path(folder.name, tar_name(index)), 0, settings.memory
@@ -152,6 +154,7 @@ def _made(artifact: Artifact, settings: GenerationSettings, store: Store, plan: 
             if stored or artifact.put(tar_name(index), path).sha256 != entry_of(tar_name(index), path).sha256:
                 artifact.download(tar_name(index), path)  # the table is made from what the store holds: another run may have been first
             artifact.put(table_name(index), shard_table(path))
+            artifact.put(page_name(index), shard_page(path, index, artifact, settings, shards=plan.units))
         return UnitReport(count, time.perf_counter() - started, _peak_mb(), tier)
 
     return store_it
@@ -163,9 +166,13 @@ def publish_generation(settings: GenerationSettings, store: Store, plan: Generat
     Raises:
         NotFound: a shard is missing; names it.
     """
-    names = [name(index) for index in range(plan.units) for name in (tar_name, table_name)]
+    artifact = _artifact(settings, store, plan.inputs)
+    names = [name(index) for index in range(plan.units) for name in (tar_name, table_name, page_name)]
+    if not artifact.published() and artifact.existing().issuperset(names):
+        sizes = [min(settings.chunk, plan.samples - first) for first in range(0, plan.samples, settings.chunk)]
+        artifact.put(INDEX, index_page(artifact, settings, sizes))
     counts = {"samples": plan.samples, "prompts": plan.prompts, "shards": plan.units, "method": settings.method}
-    return _artifact(settings, store, plan.inputs).publish(counts=counts, objects=names)
+    return artifact.publish(counts=counts, objects=[*names, INDEX])
 
 
 def _artifact(settings: GenerationSettings, store: Store, inputs: dict[str, str]) -> Artifact:

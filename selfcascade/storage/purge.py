@@ -4,7 +4,7 @@ What happens, in this order, so that a killed purge is finished by running it ag
 
 1. a record under ``purged/records/`` names sample, reason and objects, and the artifacts that were made from the affected ones: weights that
    were trained on a picture and reports that show it are listed there, not changed. Curation rejects recorded samples and equal pictures from then on.
-2. shards (``*.tar``) and tables (``*.parquet``) of datasets and samples are read; those that hold the sample are rewritten without it. A
+2. shards (``*.tar``), tables (``*.parquet``) and pages (``*.html``) of datasets and samples are read; those that hold the sample are rewritten without it. A
    tombstone is written first: it says which bytes are right from now on. Manifests do not change; ``verify`` reports such an object as purged.
    Units of artifacts that are not published yet are deleted instead; their run makes them again.
 3. everything under ``cache/`` is deleted, since latents and previews of the sample may be in it.
@@ -26,6 +26,7 @@ from selfcascade.storage import embedded
 from selfcascade.storage.collect import VERSIONED
 from selfcascade.storage.entry import entry_of
 from selfcascade.storage.errors import NotFound
+from selfcascade.storage.figures import holds, without
 from selfcascade.storage.leases import Collector, collecting
 from selfcascade.storage.manifest import KINDS, MANIFEST, Manifest
 from selfcascade.storage.store import Store
@@ -72,7 +73,7 @@ def plan_purge(store: Store, samples: Iterable[str], under: str = "") -> Purge:
     contents: set[str] = set()
     for key in sorted(found):
         match = VERSIONED.fullmatch(key)
-        if match is None or not key.endswith((".tar", ".parquet")):
+        if match is None or not key.endswith((".tar", ".parquet", ".html")):
             continue
         holds, originals = _look(store, key, wanted)
         if not holds:
@@ -138,13 +139,15 @@ def _record(store: Store, planned: Purge, reason: str) -> str:
 
 
 def _look(store: Store, key: str, samples: frozenset[str]) -> tuple[bool, set[str]]:
-    """Whether a shard or table holds one of the samples, and the digests of the originals that a table gives."""
+    """Whether a shard, table or page holds one of the samples, and the digests of the originals that a table gives."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(key).name
         store.download(key, path)
         if path.suffix == ".parquet":
             rows = _rows(path, samples)
             return bool(rows), {str(row["sha256"]) for row in rows if row.get("sha256")}
+        if path.suffix == ".html":
+            return holds(path.read_bytes(), samples), set()
         with tarfile.open(path) as archive:
             return any(_sample_of(name) in samples for name in archive.getnames()), set()
 
@@ -155,6 +158,8 @@ def _rewrite(store: Store, key: str, samples: frozenset[str], collector: Collect
         store.download(key, path)
         if path.suffix == ".parquet":
             changed.write_bytes(_table_without(path, samples))
+        elif path.suffix == ".html":
+            changed.write_bytes(without(path.read_bytes(), samples))
         else:
             with tarfile.open(path) as archive, tarfile.open(changed, "w", format=tarfile.USTAR_FORMAT) as result:
                 for member in archive:

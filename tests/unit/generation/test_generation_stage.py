@@ -50,7 +50,7 @@ def test_a_run_from_plan_to_pictures(store, generation):
     ref = publish_generation(generation, store, plan)
     artifact = resolve(store, "samples/tiny")
     assert artifact.ref == ref == plan.ref
-    assert set(digests(artifact)) == {"00000.tar", "00000.parquet", "00001.tar", "00001.parquet"}
+    assert set(digests(artifact)) == {f"0000{unit}.{kind}" for unit in (0, 1) for kind in ("tar", "parquet", "html")} | {"index.html"}
     assert artifact.manifest().counts == {"samples": 6, "prompts": 6, "shards": 2, "method": "tuning-free"}
     samples, table = list(read_generated(artifact)), read_table(artifact)
     assert table.schema == SCHEMA
@@ -168,7 +168,7 @@ def test_a_tar_that_another_run_stored_meanwhile_is_adopted(store, generation, t
 def test_publishing_before_every_unit_is_done_names_the_shard(store, generation):
     plan = plan_generation(generation, store)
     generate_unit(generation, store, plan, 0, "cpu")
-    with pytest.raises(NotFound, match=r"00001\.(tar|parquet)"):
+    with pytest.raises(NotFound, match=r"00001\.(tar|parquet|html)"):
         publish_generation(generation, store, plan)
     assert not plan_generation(generation, store).published
 
