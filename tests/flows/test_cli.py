@@ -38,6 +38,8 @@ def test_help_is_quick_and_names_every_command(selfcascade):
         *stages,
         "ls",
         "show",
+        "lineage",
+        "links",
         "look",
         "pull",
         "verify",
