@@ -54,6 +54,8 @@ class Subject:
     fast: dict[str, Any]
     upscale: str = "bilinear"
     eta: float = 0.0
+    t_min: int = 0
+    """The tuned stages are guided above it."""
 
     def size(self, factor: int) -> tuple[int, int]:
         height, width = self.pipeline.spec.native
@@ -75,7 +77,8 @@ def shipped() -> Subject:
     """The shipped base with the demo's settings."""
     cascade = configuration.load("demo").generation.cascade
     pipeline = load_pipeline("tiny-emoji", device="cpu")
-    return Subject("tiny-emoji", pipeline, cascade.start, cascade.guidance_scale, {"prompt": "red apple"}, STEPS, speed.FAST, cascade.upscale, cascade.eta)
+    demo = {"upscale": cascade.upscale, "eta": cascade.eta, "t_min": cascade.t_min}
+    return Subject("tiny-emoji", pipeline, cascade.start, cascade.guidance_scale, {"prompt": "red apple"}, STEPS, speed.FAST, **demo)
 
 
 def shaped(name: str, published: str, divisor: int, probe: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Subject:
@@ -145,7 +148,7 @@ def methods(subject: Subject, factor: int) -> dict[str, Callable[[], float]]:
         "guidance_scale": subject.guidance,
         "eta": subject.eta,
         "upscale": subject.upscale,
-        "t_min": 0,
+        "t_min": subject.t_min,
         "strength": 1.0,
     }
 
@@ -155,7 +158,7 @@ def methods(subject: Subject, factor: int) -> dict[str, Callable[[], float]]:
 
     whole = {sizes[-1]: STEPS}
     at = {"height": height, "width": width}
-    cascade = at | {"start": subject.start, "upscale": subject.upscale, "eta": subject.eta}
+    cascade = at | {"start": subject.start, "upscale": subject.upscale, "eta": subject.eta, "t_min": subject.t_min}
     probe = {key: max(1, value * subject.probe // STEPS) if key == "later_steps" else value for key, value in subject.fast.items()}
     current, zero = subject.tuned("current"), subject.tuned("zero")
     plain = SelfCascadePipeline.from_pipe(pipeline)

@@ -1,0 +1,49 @@
+"""The whole pipeline before a store of which every tenth request goes wrong: it ends well, and with the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import command, environment, small
+from faulty_proxy import FAULTS, FaultyProxy
+
+from selfcascade.config import StoreSettings
+from selfcascade.storage import Store, embedded
+
+ARTIFACTS = ("datasets/", "upsamplers/", "samples/", "reports/")
+
+pytestmark = pytest.mark.full
+
+
+def published(store: Store) -> tuple[dict[str, str], dict[str, str]]:
+    """SHA-256 of every object of every artifact, and the version that each pointer names."""
+    keys = [info.key for prefix in ARTIFACTS for info in store.list(prefix) if not info.key.endswith("/sequence.json")]
+    pointers = {key: json.loads(store.read(key))["version"] for key in keys if key.endswith("/latest.json")}
+    return {key: hashlib.sha256(store.read(key)).hexdigest() for key in keys if key not in pointers}, pointers
+
+
+def run(folder: Path, variables: dict[str, str], *options: str) -> None:
+    result = subprocess.run(
+        command("run", *small(), *options), cwd=folder, env=environment() | variables, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_pipeline_ends_well_when_every_tenth_request_goes_wrong(weed, tmp_path):
+    """Delays, SlowDown, connections cut before and in the middle, bits turned on the way in and out: the same set of objects, byte for byte, as on a whole
+    store."""
+    endpoint = embedded.ensure(weed)
+    keys = {"AWS_ACCESS_KEY_ID": endpoint.access_key, "AWS_SECRET_ACCESS_KEY": endpoint.secret_key}
+    options = ["--set", "store.bucket=faults", "--set"]
+    with Store.open(StoreSettings(folder=weed, bucket="faults", prefix="whole")) as whole, FaultyProxy(endpoint.url, share=0.1, seed=0) as proxy:
+        run(tmp_path, keys | {"AWS_ENDPOINT_URL_S3": endpoint.url}, *options, "store.prefix=whole")
+        run(tmp_path, keys | {"AWS_ENDPOINT_URL_S3": proxy.url}, *options, "store.prefix=spoilt")
+        with Store.open(StoreSettings(folder=weed, bucket="faults", prefix="spoilt")) as spoilt:
+            assert published(spoilt) == published(whole)
+    print(f"{proxy.requests} requests, spoilt: {dict(proxy.spoilt)}")
+    assert set(proxy.spoilt) == set(FAULTS)
+    assert sum(proxy.spoilt.values()) > 0.05 * proxy.requests
