@@ -10,6 +10,7 @@ from botocore.exceptions import (
     ClientError,
     ConnectionError,
     EndpointConnectionError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -113,5 +114,7 @@ def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterat
     except (EndpointConnectionError, ConnectionError, HTTPClientError, IncompleteReadError) as error:
         reason = type(error).__name__
         raise StoreUnreachable(f"{where} does not answer ({reason}, {what}); check store.endpoint and that the server runs") from None
+    except FlexibleChecksumError as error:
+        raise IntegrityError(f"{what} did not arrive as it was sent: {' '.join(str(error).split())[:200]}; look after the network, and run again") from None
     except BotoCoreError as error:
         raise StoreError(f"{where}: {' '.join(str(error).split())[:300]}") from None

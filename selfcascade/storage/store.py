@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 OVERWRITABLE = ("cache/", "runs/", "leases/", "probe/", "purged/")
 """Prefixes of which nothing is part of an artifact."""
+
+TRIES = 3
+"""How often bytes are read that do not match their digest: they may have been damaged on the way."""
 
 T = TypeVar("T")
 
@@ -124,12 +128,16 @@ class Store:
 
     def read_tagged(self, key: str, *, sha256: str | None = None) -> tuple[bytes, str]:
         """As :meth:`read`, with the ETag that a compare-and-swap needs."""
-        found: builtins.list[dict[str, Any]] = []
-        data = b"".join(self.stream(key, found=found))
-        expected = sha256 or recorded(found[0])
-        if expected is not None:
-            self._compare(key, hashlib.sha256(data).hexdigest(), expected)
-        return data, found[0]["ETag"]
+
+        def read() -> tuple[bytes, str]:
+            found: builtins.list[dict[str, Any]] = []
+            data = b"".join(self.stream(key, found=found))
+            expected = sha256 or recorded(found[0])
+            if expected is not None:
+                self._compare(key, hashlib.sha256(data).hexdigest(), expected)
+            return data, found[0]["ETag"]
+
+        return _sound(read)
 
     def stream(self, key: str, *, found: builtins.list[dict[str, Any]] | None = None, span: tuple[int, int] | None = None) -> Iterator[bytes]:
         """The bytes of an object in chunks of at most 1 MiB, unchecked; a connection that breaks is taken up where it broke.
@@ -152,15 +160,19 @@ class Store:
         Raises:
             NotFound, IntegrityError: as :meth:`read`.
         """
-        hasher = hashlib.sha256()
-        found: builtins.list[dict[str, Any]] = []
-        with whole_file(path) as file:
-            for chunk in self.stream(key, found=found):
-                hasher.update(chunk)
-                file.write(chunk)
-            expected = sha256 or recorded(found[0])
-            if expected is not None:
-                self._compare(key, hasher.hexdigest(), expected)
+
+        def download() -> None:
+            hasher = hashlib.sha256()
+            found: builtins.list[dict[str, Any]] = []
+            with whole_file(path) as file:
+                for chunk in self.stream(key, found=found):
+                    hasher.update(chunk)
+                    file.write(chunk)
+                expected = sha256 or recorded(found[0])
+                if expected is not None:
+                    self._compare(key, hasher.hexdigest(), expected)
+
+        _sound(download)
 
     def read_range(self, entry: ObjectEntry, start: int, end: int, *, buffer: bytearray | None = None) -> memoryview:
         """Bytes ``start`` to ``end`` (exclusive) of an object, checked by the digests of the blocks that hold them; not to be written to.
@@ -177,16 +189,20 @@ class Store:
         first, last = start // BLOCK, (end - 1) // BLOCK
         begin, stop = first * BLOCK, min((last + 1) * BLOCK, entry.size)
         data = memoryview(buffer if buffer is not None and len(buffer) >= stop - begin else bytearray(stop - begin))[: stop - begin]
-        filled = 0
-        for chunk in self.stream(entry.key, span=(begin, stop)):  # put in place one by one, so that each takes the memory of the one before it
-            taken = min(len(chunk), len(data) - filled)
-            data[filled : filled + taken] = chunk[:taken]
-            filled += taken
-        whole = data[:filled].toreadonly()
-        for number in range(first, last + 1):
-            block = whole[(number - first) * BLOCK : (number - first + 1) * BLOCK]
-            self._compare(entry.key, hashlib.sha256(block).hexdigest(), entry.blocks[number], part=f" in block {number}")
-        return whole[start - begin : end - begin]
+
+        def read() -> memoryview:
+            filled = 0
+            for chunk in self.stream(entry.key, span=(begin, stop)):  # put in place one by one, so that each takes the memory of the one before it
+                taken = min(len(chunk), len(data) - filled)
+                data[filled : filled + taken] = chunk[:taken]
+                filled += taken
+            whole = data[:filled].toreadonly()
+            for number in range(first, last + 1):
+                block = whole[(number - first) * BLOCK : (number - first + 1) * BLOCK]
+                self._compare(entry.key, hashlib.sha256(block).hexdigest(), entry.blocks[number], part=f" in block {number}")
+            return whole[start - begin : end - begin]
+
+        return _sound(read)
 
     def entry(self, key: str) -> ObjectEntry:
         """Size and digests of a stored object: from what its writer left on it, else by reading it.
@@ -304,3 +320,11 @@ class Store:
                 f"{self._objects.named(key)} does not match its digest{part}: stored bytes have SHA-256 {found[:12]}…, expected {expected[:12]}…; "
                 "restore it from a copy, or delete it and run its stage again"
             )
+
+
+def _sound(read: Callable[[], T]) -> T:
+    """What ``read`` returns once it meets no damage: what was damaged on the way comes whole the next time, what was damaged in the store never does."""
+    for _ in range(TRIES - 1):
+        with suppress(IntegrityError):
+            return read()
+    return read()

@@ -261,6 +261,39 @@ def _broken(chunks, error):
     raise error
 
 
+@pytest.mark.parametrize("way", ["read", "download", "range"])
+@pytest.mark.parametrize("turned", [2, 3])
+def test_what_was_damaged_on_the_way_is_read_again(store, monkeypatch, tmp_path, way, turned):
+    """A bit turned in the first two bodies: the bytes that come out are those of the object. In every body: refused, and no file is left."""
+    data = noise(7, 2 * MIB + 3)
+    entry = store.put_new("x", data)
+    get, bodies = store._objects.get, []
+
+    def damaged(key, how):
+        found = get(key, how)
+        bodies.append(how)
+        if len(bodies) <= turned:
+            chunks = found["Body"].iter_chunks
+            found["Body"].iter_chunks = lambda size: (bytes([chunk[0] ^ 4]) + chunk[1:] for chunk in chunks(size))
+        return found
+
+    monkeypatch.setattr(store._objects, "get", damaged)
+
+    def found() -> bytes:
+        if way == "download":
+            store.download("x", tmp_path / "x")
+            return (tmp_path / "x").read_bytes()
+        return store.read("x") if way == "read" else bytes(store.read_range(entry, 5, 2 * MIB))
+
+    if turned == 2:
+        assert found() == (data[5 : 2 * MIB] if way == "range" else data)
+    else:
+        with pytest.raises(IntegrityError, match="does not match its digest"):
+            found()
+        assert list(tmp_path.iterdir()) == []
+    assert len(bodies) == 3
+
+
 # What the user can get wrong: one line each
 
 
