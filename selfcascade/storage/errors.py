@@ -24,6 +24,8 @@ MISSING = {"NoSuchKey", "NotFound", "404"}
 FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "507"}
 UNMET = {"PreconditionFailed", "412"}
 PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "429"}
+DAMAGED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+"""What arrived is not what was sent: nothing was written."""
 ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
 BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
@@ -107,7 +109,7 @@ def one_line(what: str, *, endpoint: str, bucket: str, embedded: bool) -> Iterat
         if code in FULL or status == 507:
             raise StoreFull(f"{where} has no room left for {what}; free space, run `selfcascade store gc`, or choose another store") from None
         message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:200]
-        failure = StoreUnreachable if status >= 500 or status == 429 or code in PASSING else StoreError
+        failure = StoreUnreachable if status >= 500 or status == 429 or code in PASSING | DAMAGED else StoreError
         raise failure(f"{where} failed on {what}: {code} {message}".rstrip()) from None
     except (NoCredentialsError, PartialCredentialsError):
         raise StoreDenied(f"no credentials for {where}; set {keys}") from None

@@ -11,12 +11,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from selfcascade.storage.connection import Connection
 from selfcascade.storage.entry import ObjectEntry, ObjectInfo
-from selfcascade.storage.errors import BucketMissing, Conflict, NotFound, StoreError
+from selfcascade.storage.errors import DAMAGED, BucketMissing, Conflict, NotFound, StoreError, code_of
 from selfcascade.storage.upload import upload
 
 MIB = 2**20
 PAGE = 1000
 """Keys that one request lists or deletes; S3 takes no more."""
+TRIES = 4
+"""How often bytes are sent that arrive damaged; the client itself sends again what did not arrive."""
 
 T = TypeVar("T")
 
@@ -131,7 +133,16 @@ class Objects:
                     unsure.append(not isinstance(error, ClientError) or error.response["ResponseMetadata"].get("RetryAttempts") != 0)
                 raise
 
-        return self.call(entry.key, watched)
+        def sound() -> str:
+            for _ in range(TRIES - 1):
+                try:
+                    return watched()
+                except ClientError as error:
+                    if code_of(error) not in DAMAGED:
+                        raise
+            return watched()
+
+        return self.call(entry.key, sound)
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects; missing ones do not matter. Returns how many were named."""

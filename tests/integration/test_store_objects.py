@@ -294,6 +294,24 @@ def test_what_was_damaged_on_the_way_is_read_again(store, monkeypatch, tmp_path,
     assert len(bodies) == 3
 
 
+@pytest.mark.parametrize("size", [1000, 6 * MIB])
+def test_what_arrives_damaged_is_sent_again(store, size):
+    """A bit of the first body turns after it was signed, in one piece and in parts: the server refuses it, and what it holds in the end is what was meant."""
+    parted = Store(store.settings.model_copy(update={"multipart_mb": 5}))
+    data, turned = noise(8, size), []
+
+    def turn(request, **_):
+        if not turned and request.method == "PUT":
+            body = request.body.read() if hasattr(request.body, "read") else request.body
+            turned.append(len(body))
+            request.body = bytes([body[0] ^ 1]) + body[1:]
+
+    parted.client.meta.events.register("before-send.s3", turn)
+    assert parted.put_new("x", data) == entry_of("x", data)
+    assert turned
+    assert store.read("x", sha256=hashlib.sha256(data).hexdigest()) == data
+
+
 # What the user can get wrong: one line each
 
 
