@@ -18,8 +18,10 @@ ARTIFACTS = ("datasets/", "upsamplers/", "samples/", "reports/")
 
 pytestmark = pytest.mark.full
 
+Published = tuple[dict[str, str], dict[str, str]]
 
-def published(store: Store) -> tuple[dict[str, str], dict[str, str]]:
+
+def published(store: Store) -> Published:
     """SHA-256 of every object of every artifact, and the version that each pointer names."""
     keys = [info.key for prefix in ARTIFACTS for info in store.list(prefix) if not info.key.endswith("/sequence.json")]
     pointers = {key: json.loads(store.read(key))["version"] for key in keys if key.endswith("/latest.json")}
@@ -33,17 +35,23 @@ def run(folder: Path, variables: dict[str, str], *options: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def compare(weed: Path, folder: Path, *, share: float, seed: int) -> tuple[Published, Published, FaultyProxy]:
+    """What the pipeline publishes in the server of data folder ``weed``: on its own, and behind a proxy that spoils a share of the requests."""
+    endpoint = embedded.ensure(weed)
+    keys = {"AWS_ACCESS_KEY_ID": endpoint.access_key, "AWS_SECRET_ACCESS_KEY": endpoint.secret_key}
+    found = []
+    with FaultyProxy(endpoint.url, share=share, seed=seed) as proxy:
+        for prefix, url in (("whole", endpoint.url), ("spoilt", proxy.url)):
+            with Store.open(StoreSettings(folder=weed, bucket="faults", prefix=prefix)) as store:
+                run(folder, keys | {"AWS_ENDPOINT_URL_S3": url}, "--set", "store.bucket=faults", "--set", f"store.prefix={prefix}")
+                found.append(published(store))
+    return found[0], found[1], proxy
+
+
 def test_a_pipeline_ends_well_when_every_tenth_request_goes_wrong(weed, tmp_path):
     """Delays, SlowDown, connections cut before and in the middle, bits turned on the way in and out: the same set of objects, byte for byte, as on a whole
     store."""
-    endpoint = embedded.ensure(weed)
-    keys = {"AWS_ACCESS_KEY_ID": endpoint.access_key, "AWS_SECRET_ACCESS_KEY": endpoint.secret_key}
-    options = ["--set", "store.bucket=faults", "--set"]
-    with Store.open(StoreSettings(folder=weed, bucket="faults", prefix="whole")) as whole, FaultyProxy(endpoint.url, share=0.1, seed=0) as proxy:
-        run(tmp_path, keys | {"AWS_ENDPOINT_URL_S3": endpoint.url}, *options, "store.prefix=whole")
-        run(tmp_path, keys | {"AWS_ENDPOINT_URL_S3": proxy.url}, *options, "store.prefix=spoilt")
-        with Store.open(StoreSettings(folder=weed, bucket="faults", prefix="spoilt")) as spoilt:
-            assert published(spoilt) == published(whole)
-    print(f"{proxy.requests} requests, spoilt: {dict(proxy.spoilt)}")
+    whole, spoilt, proxy = compare(weed, tmp_path, share=0.1, seed=0)
+    assert spoilt == whole
     assert set(proxy.spoilt) == set(FAULTS)
     assert sum(proxy.spoilt.values()) > 0.05 * proxy.requests
