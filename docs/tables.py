@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs/results/demo.json"
 """The ``metrics.json`` of the demo's report: ``selfcascade pull reports/demo FOLDER``."""
-PAGES = (ROOT / "docs/performance.md", ROOT / "docs/curation.md", ROOT / "docs/evaluation.md")
+PAGES = (ROOT / "docs/performance.md", ROOT / "docs/curation.md", ROOT / "docs/evaluation.md", ROOT / "docs/operations.md")
 BENCHES = ROOT / "docs/results"
 """A file for each of :data:`BLOCKS`, as the script in ``tests/bench`` of its name writes it."""
 CASCADE = {
@@ -261,7 +261,19 @@ def operations(records: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", _made(*({**record, "id": ""} for record in records))])
 
 
+def faults(record: dict[str, Any]) -> str:
+    """Markdown: which requests were spoilt while the pipeline ran, and what differed in the end."""
+    lines = [
+        _row(["requests", *record["spoilt"], "objects and pointers published", "of them other than on a whole store"]),
+        _row(["---:"] * (3 + len(record["spoilt"]))),
+    ]
+    counts = [record["requests"], *record["spoilt"].values(), record["objects"] + record["pointers"], record["different"]]
+    lines.append(_row([f"{count:,}" for count in counts]))
+    return "\n".join([*lines, "", f"{100 * record['share']:g} % of the requests, each late by {record['delay']:g} s or worse. {_made(record)}"])
+
+
 BLOCKS = {
+    "faults": faults,
     "sampling": sampling,
     "training": training,
     "gpu": gpu,
