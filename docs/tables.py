@@ -272,7 +272,18 @@ def faults(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{100 * record['share']:g} % of the requests, each late by {record['delay']:g} s or worse. {_made(record)}"])
 
 
+def paired(records: list[dict[str, Any]]) -> str:
+    """Markdown: ratios to what others need for the same, with the rates."""
+    lines = [_row(["ratio", "median", "lowest", "highest", "rounds", "aim", "ours against theirs"]), _row(["---", *["---:"] * 5, "---"])]
+    for record in records:
+        name = ", ".join(record["id"].split("/")[1:])
+        lines.append(_row([name, *(f"{record[key]:.2f}" for key in ("value", "low", "high")), str(record["n"]), record["aim"] or "–", record["note"]]))
+    return "\n".join([*lines, "", _made(*({**record, "id": ""} for record in records))])
+
+
 BLOCKS = {
+    "reading": paired,
+    "curation": paired,
     "faults": faults,
     "sampling": sampling,
     "training": training,

@@ -3,7 +3,7 @@
 Both fetch the same large JPEGs, crop the centre, resize and write JPEGs of quality 95 into tars. The cost of a picture is the difference between a long and a
 short run, so that neither's start counts; runs take turns. The server's own time is nobody's.
 
-python tests/bench/curation.py PHOTOGRAPHS --peer PYTHON [--sizes 1024 2048] [--rounds 3] [--out curation.json]
+python tests/bench/curation.py PHOTOGRAPHS --peer PYTHON [--sizes 1024 2048] [--rounds 3] [--out docs/results/curation.json]
 
 PYTHON is the interpreter of an environment in which img2dataset is installed.
 """
@@ -144,7 +144,7 @@ def main() -> None:
             note = f"{rate['ours']:.1f} against {rate['img2dataset']:.1f} pictures a second and core, to {size} pixels"
             against = "img2dataset, one process, 16 threads"
             made = (statistics.median(ratios), "ratio", ">= 2.0", min(ratios), max(ratios), len(ratios), against, note)
-            records.append(Record(f"curation/pictures_per_second_and_core_{size}", *made))
+            records.append(Record(f"curation/pictures a second and core, to {size} px", *made))
     finally:
         server.kill()
         server.wait()

@@ -199,7 +199,7 @@ def measured(artifact: Artifact, folder: Path, paths: list[Path], arguments: arg
         print(link, against, [f"{ratio:.2f}" for ratio in ratios])
         note = f"{rate['ours']:.0f} against {rate[against]:.0f} MiB/s"
         records.append(
-            Record(f"reading/{link}/speed over {against}", statistics.median(ratios), "ratio", aim, min(ratios), max(ratios), len(ratios), against, note)
+            Record(f"reading/speed over {against}/{link}", statistics.median(ratios), "ratio", aim, min(ratios), max(ratios), len(ratios), against, note)
         )
     return records
 
@@ -220,7 +220,7 @@ def main() -> None:
         records = measured(artifact, folder, paths, arguments, "loopback")
         if arguments.rate:
             with limited(store, folder, arguments.rate) as behind:
-                records += measured(Artifact(behind, artifact.ref), folder, paths, arguments, f"{arguments.rate:g} MiB/s a connection")
+                records += measured(Artifact(behind, artifact.ref), folder, paths, arguments, f"{arguments.rate:g} MiB a second for each connection")
     if arguments.out:
         write(arguments.out, records)
 

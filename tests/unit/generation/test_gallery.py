@@ -31,7 +31,7 @@ BODY = {"h1", "small", "code", "dl", "div", "dt", "dd", "nav", "a", "span", "p",
 def made(settings, store, order=None):
     plan = plan_generation(settings, store)
     for index in order or plan.todo:
-        generate_unit(settings, store, plan.only(index), index, "cpu")
+        generate_unit(settings, store, plan, index, "cpu")
     publish_generation(settings, store, plan)
     return resolve(store, f"samples/{settings.name}")
 

@@ -27,7 +27,7 @@ def test_units_of_one_call_leave_the_bytes_of_one_call_each(store, store_setting
         for index in (1, 0):
             generate_unit(generation, other, plan.model_copy(update={"artifact_ref": plan_generation(generation, other).ref}), index, "cpu")
         assert objects(other, plan) == objects(store, plan)
-    assert len(objects(store, plan)) == 4
+    assert len(objects(store, plan)) == 6
 
 
 def test_a_shard_is_stored_while_the_next_is_sampled(store, generation, monkeypatch):
@@ -70,7 +70,7 @@ def test_an_error_while_storing_ends_the_call_and_what_is_stored_stays(store, ge
         patch.setattr(Artifact, "put", broken)
         with pytest.raises(StoreUnreachable, match="gone"):
             generate_units(generation, store, plan, (0, 1), "cpu")
-    assert sorted(key.rpartition("/")[2] for key in objects(store, plan)) == ([] if shard == 0 else ["00000.parquet", "00000.tar"])
+    assert sorted(key.rpartition("/")[2] for key in objects(store, plan)) == ([] if shard == 0 else ["00000.html", "00000.parquet", "00000.tar"])
 
 
 def test_an_error_while_sampling_leaves_the_shard_before_it_whole(store, generation, monkeypatch):
