@@ -71,11 +71,6 @@ http {{
 
 STREAMING = """
 import json, sys, time, shutil
-try:
-    import torchvision
-except RuntimeError:  # its operators do not load beside a CPU build of torch; streaming imports it for nothing that is used here
-    import torch
-    torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from streaming import MDSWriter, StreamingDataset
 import os
 what, local, remote = sys.argv[1:4]
