@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from selfcascade.config import PipelineSettings
-from selfcascade_flows.sets import WIDEST
+from selfcascade_flows.sets import WIDEST, explain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,10 +32,7 @@ def compare_clip_sets(settings: PipelineSettings, sets: list[str], *, as_json: b
     from rich.console import Console
 
     Console(width=WIDEST, highlight=False).print(table(found))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{found.made_with['network']}, weights {found.made_with['weights'][:12]}, resize: {found.made_with['resize']}")
-    for note in found.notes:
-        console.print(note)
+    explain(found.made_with, found.notes)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -47,15 +48,21 @@ def compare_sets(settings: PipelineSettings, sets: list[str], *, as_json: bool, 
         return 0
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     if found.rows:
         Console(width=WIDEST, highlight=False).print(table(found))
-    console.print(f"{found.made_with['network']}, weights {found.made_with['weights'][:12]}, resize: {found.made_with['resize']}")
-    for note in found.notes:
-        console.print(note)
-    if statistics is not None:
-        console.print(f"statistics of {found.reference}: {statistics}")
+    written = [] if statistics is None else [f"statistics of {found.reference}: {statistics}"]
+    explain(found.made_with, [*found.notes, *written])
     return 0
+
+
+def explain(made_with: Mapping[str, str], notes: Iterable[str]) -> None:
+    """Print what belongs under a table: with what its numbers were made, and what is to be known of them."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{made_with['network']}, weights {made_with['weights'][:12]}, resize: {made_with['resize']}")
+    for note in notes:
+        console.print(note)
 
 
 def table(found: Comparison) -> Table:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
 from bench.records import commit, machine
 from faulty_proxy import DELAY
+from publication import changed
 from test_faults import compare
 
 from selfcascade.storage import embedded
@@ -34,7 +35,6 @@ def main() -> None:
         finally:
             embedded.release(folder / "weed")
             embedded.stop(folder / "weed", now=True)
-    different = [key for mine, theirs in zip(whole, spoilt, strict=True) for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
     record = {
         "share": arguments.share,
         "delay": DELAY,
@@ -42,7 +42,7 @@ def main() -> None:
         "spoilt": dict(sorted(proxy.spoilt.items())),
         "objects": len(whole[0]),
         "pointers": len(whole[1]),
-        "different": len(different),
+        "different": len(changed(spoilt, whole)),
         "machine": machine(),
         "commit": commit(),
     }

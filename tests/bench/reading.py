@@ -158,7 +158,7 @@ def limited(store: Store, folder: Path, rate: float) -> Iterator[Store]:
     configuration.write_text(LIMITED.format(folder=folder, port=port, target=store.client.meta.endpoint_url, rate=round(rate)))
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(configuration), "-g", "user root;"], stderr=subprocess.DEVNULL)
     try:
-        keys = json.loads((folder / "store/credentials.json").read_text())
+        keys = keys_of(folder)
         settings = StoreSettings(endpoint=f"http://127.0.0.1:{port}", access_key=keys["access_key"], secret_key=keys["secret_key"], bucket=store.bucket)
         with Store.open(settings, read_only=True) as opened:
             yield opened
@@ -220,8 +220,15 @@ def main() -> None:
         write(arguments.out, records)
 
 
-def peer_variables(store: Store, keys: dict[str, str]) -> dict[str, str]:
+def keys_of(folder: Path) -> dict[str, str]:
+    """Those of the embedded store in ``folder``."""
+    found: dict[str, str] = json.loads((folder / "store/credentials.json").read_text())
+    return found
+
+
+def peer_variables(store: Store, folder: Path) -> dict[str, str]:
     """Where streaming finds the store."""
+    keys = keys_of(folder)
     return os.environ | {
         "AWS_ACCESS_KEY_ID": keys["access_key"],
         "AWS_SECRET_ACCESS_KEY": keys["secret_key"],
@@ -235,14 +242,14 @@ def write_mds(python: str, store: Store, folder: Path, paths: list[Path]) -> Non
     """Write the samples as MDS into the store."""
     script = folder / "peer.py"
     script.write_text(STREAMING)
-    variables = peer_variables(store, json.loads((folder / "store/credentials.json").read_text()))
+    variables = peer_variables(store, folder)
     local, remote = str(folder / "mds-local"), f"s3://{store.bucket}/mds"
     subprocess.run([python, str(script), "write", local, remote, *map(str, paths)], env=variables, check=True, capture_output=True)
 
 
 def peer(python: str, store: Store, folder: Path) -> Callable[[], float]:
     """The run of streaming that reads what :func:`write_mds` wrote."""
-    variables = peer_variables(store, json.loads((folder / "store/credentials.json").read_text()))
+    variables = peer_variables(store, folder)
     command = [python, str(folder / "peer.py"), "read", str(folder / "mds-local"), f"s3://{store.bucket}/mds"]
 
     def run() -> float:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import command, environment, small
 from faulty_proxy import FAULTS, FaultyProxy
+from publication import Published, published
 
 from selfcascade.config import StoreSettings
 from selfcascade.storage import Store, embedded
 
-ARTIFACTS = ("datasets/", "upsamplers/", "samples/", "reports/")
-
 pytestmark = pytest.mark.full
-
-Published = tuple[dict[str, str], dict[str, str]]
-
-
-def published(store: Store) -> Published:
-    """SHA-256 of every object of every artifact, and the version that each pointer names."""
-    keys = [info.key for prefix in ARTIFACTS for info in store.list(prefix) if not info.key.endswith("/sequence.json")]
-    pointers = {key: json.loads(store.read(key))["version"] for key in keys if key.endswith("/latest.json")}
-    return {key: hashlib.sha256(store.read(key)).hexdigest() for key in keys if key not in pointers}, pointers
 
 
 def run(folder: Path, variables: dict[str, str], *options: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -17,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from conftest import command, environment, small
+from publication import Published, changed, published
 
 from selfcascade.config import StoreSettings
 from selfcascade.storage import Store, resolve
 
 KILLS = 50
-ARTIFACTS = ("datasets/", "upsamplers/", "samples/", "reports/")
 NAMED = ["after:tar:1", "before:manifest:1", "after:manifest:1", "before:latest:2", "after:sidecar:1", "after:cache:2", "before:sidecar:2"]
 """Between shard and sidecar, sidecar and manifest, manifest and pointer (a sequence is taken by the first write of a pointer), and others worth a name."""
 
@@ -46,18 +44,10 @@ def finished(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def published(home: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """SHA-256 of every object of every artifact, and the version that each pointer names."""
+def published_in(home: Path) -> Published:
+    """What is published in the embedded store of ``home``."""
     with Store.open(StoreSettings(folder=home / ".selfcascade/store")) as store:
-        # How often a sequence was taken tells how often a run began: that much may differ.
-        keys = [info.key for prefix in ARTIFACTS for info in store.list(prefix) if not info.key.endswith("/sequence.json")]
-        pointers = {key: json.loads(store.read(key))["version"] for key in keys if key.endswith("/latest.json")}
-        return {key: hashlib.sha256(store.read(key)).hexdigest() for key in keys if key not in pointers}, pointers
-
-
-def changed(found: tuple[dict[str, str], dict[str, str]], expected: tuple[dict[str, str], dict[str, str]]) -> list[str]:
-    """Keys of objects and pointers that are missing, added or other than expected."""
-    return sorted(key for mine, theirs in zip(found, expected, strict=True) for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        return published(store)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,7 @@ def undisturbed(tmp_path_factory):
     """What a run that nobody disturbs publishes, and how many writes of each class it makes."""
     home = tmp_path_factory.mktemp("undisturbed")
     assert finished(run(home, home / "journal")) == 0
-    return published(home), Counter(line.split()[0] for line in (home / "journal").read_text().splitlines())
+    return published_in(home), Counter(line.split()[0] for line in (home / "journal").read_text().splitlines())
 
 
 def moments(writes: Counter[str]) -> list[str]:
@@ -76,7 +66,7 @@ def moments(writes: Counter[str]) -> list[str]:
     return NAMED + drawn
 
 
-def killed_again_and_again(waiting: list[str], place: Path, expected: tuple[dict[str, str], dict[str, str]]) -> Counter[str]:
+def killed_again_and_again(waiting: list[str], place: Path, expected: Published) -> Counter[str]:
     """Killed, run again, killed again ...; whenever a store is complete its objects and pointers are compared and the next kills go on in an empty one."""
     killed: Counter[str] = Counter()
     while waiting:
@@ -90,7 +80,7 @@ def killed_again_and_again(waiting: list[str], place: Path, expected: tuple[dict
                 waiting.append(kill)
             elif kill:
                 killed[kill.split(":")[1]] += 1
-        assert changed(published(home), expected) == []
+        assert changed(published_in(home), expected) == []
         shutil.rmtree(home, ignore_errors=True)
     return killed
 
@@ -110,7 +100,7 @@ def test_a_run_killed_at_fifty_moments_publishes_what_an_undisturbed_one_does(un
 def test_two_pipelines_at_once_end_well_and_publish_one_set(undisturbed, tmp_path):
     first, second = run(tmp_path, tmp_path / "first"), run(tmp_path, tmp_path / "second")
     assert [finished(first), finished(second)] == [0, 0]
-    assert changed(published(tmp_path), undisturbed[0]) == []
+    assert changed(published_in(tmp_path), undisturbed[0]) == []
 
 
 @pytest.mark.timeout(600)
