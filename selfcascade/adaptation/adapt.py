@@ -222,32 +222,7 @@ def publish_adaptation(settings: AdaptationSettings, store: Store, plan: Adaptat
     dataset, base = _dataset(store, plan), _base(settings, store, plan)
     artifact = _artifact(settings, store, dataset, base)
     if not artifact.published():
-        with torch_threads(settings.compute.threads):
-            latents = _latents(settings, store, plan, base)
-            pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
-            # What was trained in shards need not fit one GPU; nothing is computed with it but previews.
-            device = torch.device("cpu" if settings.sharded else plan.device)
-            run = TrainingRun(trainer_of(settings, pipeline, latents, base, device))
-            run.begin(CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest())
-            trainer = run.trainer
-            if not run.over:
-                raise SettingsError(f"{plan.ref} is trained to step {trainer.step} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
-            previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
-            objects = put_folder(artifact, run, previewer, dataset=dataset, base=base)
-        final = [row[0] for row in trainer.log()[-max(1, trainer.step // 10) :]]
-        counts: dict[str, int | float | str] = {
-            "parameters": sum(parameter.numel() for _, parameter in trainer.trainable),
-            "fitted": sum(buffer.numel() for buffer in trainer.trained.buffers()),
-            "steps": trainer.step,
-            "samples": trainer.position,
-            "train_samples": len(trainer.order.keys),
-            "loss": round(sum(final) / len(final), 6),
-        }
-        counts |= run.counts()
-        trained = run.early_stop.published()
-        if isinstance(trained, LatentUpscaler):
-            counts |= {f"tune_rmse_{name}": error for name, error in latent_errors(trained, latents).items()}
-        artifact.publish(counts=counts, objects=objects)
+        _publish(artifact, settings, store, plan, dataset=dataset, base=base)
     clear_checkpoints(store, plan.ref.version)
     store.delete([info.key for info in store.list(_preview_key(plan, ""))])
     return plan.ref
@@ -269,6 +244,37 @@ def adapt(settings: AdaptationSettings, store: Store, *, device: str = "auto", p
 
 def _preview_key(plan: AdaptationPlan, name: str) -> str:
     return f"cache/previews/{plan.ref.version}/{name}"
+
+
+def _publish(artifact: Artifact, settings: AdaptationSettings, store: Store, plan: AdaptationPlan, *, dataset: Artifact, base: ResolvedBase) -> None:
+    with torch_threads(settings.compute.threads):
+        latents = _latents(settings, store, plan, base)
+        pipeline = _pipeline(base, getattr(torch, settings.compute.dtype), plan.device)
+        # What was trained in shards need not fit one GPU; nothing is computed with it but previews.
+        device = torch.device("cpu" if settings.sharded else plan.device)
+        run = TrainingRun(trainer_of(settings, pipeline, latents, base, device))
+        run.begin(CheckpointFolder(store, version=plan.ref.version, latents=latents.digest).newest())
+        trainer = run.trainer
+        if not run.over:
+            if artifact.published():  # meanwhile, by a second run of the same work, which then dropped the checkpoints
+                return
+            raise SettingsError(f"{plan.ref} is trained to step {trainer.step} of {settings.steps}; run `selfcascade adapt` again, it goes on from there")
+        previewer = Previewer(pipeline, preview_specs(latents, settings), settings)
+        objects = put_folder(artifact, run, previewer, dataset=dataset, base=base)
+    final = [row[0] for row in trainer.log()[-max(1, trainer.step // 10) :]]
+    counts: dict[str, int | float | str] = {
+        "parameters": sum(parameter.numel() for _, parameter in trainer.trainable),
+        "fitted": sum(buffer.numel() for buffer in trainer.trained.buffers()),
+        "steps": trainer.step,
+        "samples": trainer.position,
+        "train_samples": len(trainer.order.keys),
+        "loss": round(sum(final) / len(final), 6),
+    }
+    counts |= run.counts()
+    trained = run.early_stop.published()
+    if isinstance(trained, LatentUpscaler):
+        counts |= {f"tune_rmse_{name}": error for name, error in latent_errors(trained, latents).items()}
+    artifact.publish(counts=counts, objects=objects)
 
 
 def _artifact(settings: AdaptationSettings, store: Store, dataset: Artifact, base: ResolvedBase) -> Artifact:

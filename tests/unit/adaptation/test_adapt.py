@@ -18,7 +18,7 @@ from tiny_run import SIDE, tiny_settings
 
 from selfcascade import SelfCascadePipeline
 from selfcascade.adaptation.adapt import KINDS, adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
-from selfcascade.adaptation.checkpoint import newest_step
+from selfcascade.adaptation.checkpoint import Checkpoint, CheckpointFolder, newest_step
 from selfcascade.adaptation.trainer import Diverged, Trainer
 from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.cascade.upsampler import load_upsampler
@@ -220,6 +220,28 @@ def test_units_make_the_latents_side_by_side(fresh: Callable[[], Store], setting
         assert (plan.todo, plan.training_todo, plan.step, plan.published) == ((), False, 6, False)
         assert publish_adaptation(settings, store, plan) == plan.ref
     assert plan_adaptation(settings, store).published
+
+
+def test_a_second_run_publishes_while_the_first_is_about_to(fresh: Callable[[], Store], settings: AdaptationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has found nothing published and loads the base; the second then publishes and drops the checkpoints: the first takes what is there."""
+    store = fresh()
+    plan = plan_adaptation(settings, store)
+    train_upsampler(settings, store, plan)
+    newest, published = CheckpointFolder.newest, []
+
+    def overtaken(self: CheckpointFolder) -> Checkpoint | None:
+        if not published:
+            published.append(plan.ref)
+            assert publish_adaptation(settings, store, plan) == plan.ref
+        return newest(self)
+
+    monkeypatch.setattr(CheckpointFolder, "newest", overtaken)
+    assert publish_adaptation(settings, store, plan) == plan.ref
+    assert published
+    assert newest_step(store, plan.ref.version) == 0
+    other = fresh()
+    adapt(settings, other)
+    assert bytes_of(store, settings) == bytes_of(other, settings)
 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(fresh: Callable[[], Store], settings: AdaptationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
