@@ -14,6 +14,7 @@ from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation.clips import ClipSource, clip_source
 from selfcascade.evaluation.distances import too_few
 from selfcascade.evaluation.feature_cache import FeatureCache
+from selfcascade.evaluation.heap import Heap
 from selfcascade.evaluation.intervals import GramBlock, half_samples, standard_error
 from selfcascade.evaluation.measured import LARGEST_GRAM
 from selfcascade.evaluation.networks import i3d
@@ -104,11 +105,12 @@ def _measured(source: ClipSource, network: i3d.ClipNetwork, how: dict[str, Any],
         return side
     batches = Batches(network, batch, device)
     first = None if like is None else (like.name, like.frames)
-    count = 0
+    count, heap = 0, Heap()
     for name, frames in source.read():
         _check_length(name, len(frames), first)
         first = first or (name, len(frames))
         batches.add(network.resized(torch.from_numpy(frames).permute(0, 3, 1, 2))[None])
+        heap.passed(frames.nbytes)
         count += 1
     if first is None or not count:
         raise SettingsError(f"{source.name} holds no clip; there is nothing to compare")

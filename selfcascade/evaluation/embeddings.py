@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cosine_similarity
 
 from selfcascade.evaluation.features import as_batch
+from selfcascade.evaluation.heap import Heap
 from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.sealed import sealed, unsealed
 from selfcascade.evaluation.tables import Batches, FeatureTable, Picture
@@ -64,11 +65,13 @@ class Embedding:
         self.network, self.batch = network, batch
         self._batches = Batches(network.embed, batch, device)
         self._names: list[tuple[str, str, str]] = []
+        self._heap = Heap()
 
     def add(self, picture: Picture) -> None:
         """Take the next picture."""
         self._names.append((picture.prompt_id, picture.key, picture.prompt))
         self._batches.add(self.network.resized(as_batch([picture.image])))
+        self._heap.passed(picture.image.nbytes)
 
     def result(self) -> Embeddings:
         """Of all pictures that came.

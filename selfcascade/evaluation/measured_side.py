@@ -15,6 +15,7 @@ from selfcascade.config import EvaluationSettings
 from selfcascade.evaluation.crops import crop_rule
 from selfcascade.evaluation.feature_cache import FeatureCache
 from selfcascade.evaluation.features import as_batch
+from selfcascade.evaluation.heap import Heap
 from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.tables import Batches, Cropping, CropPlan
 from selfcascade.settings import SettingsError
@@ -98,7 +99,7 @@ class SideMeasuring:
         """One pass over the pictures for what is missing: for their features too where ``whole`` is None."""
         batch = self._settings.features.batch
         batches = Batches(self._network.embed, batch, self._device)
-        seen, shapes, count = set[bytes](), set[Size](), 0
+        seen, shapes, count, heap = set[bytes](), set[Size](), 0, Heap()
         croppings: dict[Size, Cropping] = {}
         for image in source.read():
             size: Size = image.shape[:2]
@@ -114,6 +115,7 @@ class SideMeasuring:
                 del croppings[each]
             for cropping in croppings.values():
                 cropping.add(image)
+            heap.passed(image.nbytes)
         if not count:
             raise SettingsError(f"{source.name} holds no picture; there is nothing to compare")
         if whole is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfcascade.evaluation.crops import crop_corners, cut
 from selfcascade.evaluation.features import as_batch
+from selfcascade.evaluation.heap import Heap
 from selfcascade.evaluation.layout import shrink
 from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.objects import count_objects
@@ -109,6 +110,7 @@ class Extraction:
         self._spectra: list[NDArray[np.float32]] = []
         self._whole = Batches(network.embed, batch, device)
         self._cropped = None if crops is None else Cropping(network, crops, batch=batch, device=device)
+        self._heap = Heap()
 
     def add(self, picture: Picture) -> None:
         """Take the next picture."""
@@ -117,6 +119,7 @@ class Extraction:
         self._whole.add(self.network.resized(as_batch([picture.image])))
         if self._cropped is not None:
             self._spectra.append(spectrum(self._cropped.add(picture.image)))
+        self._heap.passed(picture.image.nbytes)
 
     def result(self) -> FeatureTable:
         """The table of all pictures that came.
