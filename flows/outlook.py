@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from selfcascade.config import AdaptationSettings, EvaluationSettings, GenerationSettings, PipelineSettings, PretrainingSettings, PromptSettings
 from selfcascade.curation.curate import CurationPlan, plan_curation
 from selfcascade.storage import Artifact, Plan, Store
-from selfcascade_flows.variants import sampled_with, trainings, variant, variants
+from selfcascade_flows.variants import references, sampled_with, trainings, variant, variants
 from selfcascade_tasks.adapt import ENCODING, encoding_work
 from selfcascade_tasks.base import base_exists
 from selfcascade_tasks.generate import work_of
@@ -73,14 +73,15 @@ class _Outlook:
             yield base
         ready = base is None and self.curated.published
         trained = {}
-        for label, training in trainings(run).items():
-            trained[label] = self.adaptation(training, ready)
-            yield trained[label]
+        for reference, training in trainings(run).items():
+            trained[reference] = self.adaptation(training, ready)
+            yield trained[reference]
+        addresses = {reference: step.address for reference, step in trained.items() if step.address is not None}
         samples = {}
         for label, sampling in variants(run).items():
-            made = trained.get(label)
-            chosen = sampled_with(sampling, None if made is None else made.address).model_copy(update={"prompts": self.prompts()})
-            samples[label] = self.generation(chosen, ready if made is None else made.published)
+            waits = [trained[reference] for reference in references(sampling).values() if reference in trained]
+            chosen = sampled_with(sampling, addresses).model_copy(update={"prompts": self.prompts()})
+            samples[label] = self.generation(chosen, ready and all(step.published for step in waits))
             yield samples[label]
         yield self.evaluation(samples)
 

@@ -28,12 +28,12 @@ def pipeline(settings: PipelineSettings) -> ArtifactRef:
     for sampling in variants(settings).values():
         check_method(sampling.model_copy(update={"base": base}), opened(store))
     trained = {}
-    for label, training in trainings(settings).items():
-        trained[label] = address(adapt(training.model_copy(update={"dataset": dataset, "base": base}), store, execution))
+    for reference, training in trainings(settings).items():
+        trained[reference] = address(adapt(training.model_copy(update={"dataset": dataset, "base": base}), store, execution))
     samples = {}
     for label, sampling in variants(settings).items():
         prompts = sampling.prompts.model_copy(update={"dataset": dataset})
-        chosen = sampled_with(sampling, trained.get(label)).model_copy(update={"base": base, "prompts": prompts})
+        chosen = sampled_with(sampling, trained).model_copy(update={"base": base, "prompts": prompts})
         samples[label] = address(generate(chosen, store, execution))
     return evaluate(settings.evaluation.model_copy(update={"dataset": dataset}), samples, store, execution)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from selfcascade.baselines.finetune import KINDS
-from selfcascade.config import AdaptationSettings, FinetuneSettings, GenerationSettings, Method, PipelineSettings
+from collections.abc import Mapping
+from typing import Literal
+
+from selfcascade.adaptation.adapt import KINDS
+from selfcascade.config import AdaptationSettings, FinetuneSettings, GenerationSettings, Method, PipelineSettings, RowSettings
 from selfcascade.settings import SettingsError
 from selfcascade_tasks.artifacts import artifact_key
+
+Trained = Literal["upsampler", "upscaler", "finetuned"]
+"""Settings of sampling that name what was trained."""
 
 
 def variant(run: PipelineSettings, method: Method, eta: float | None = None) -> GenerationSettings:
@@ -17,8 +23,8 @@ def variant(run: PipelineSettings, method: Method, eta: float | None = None) -> 
         eta = run.generation.cascade.eta
     label = method if eta is None else label_of(method, eta)
     cascade = run.generation.cascade if eta is None else run.generation.cascade.model_copy(update={"eta": eta})
-    upsampler = (run.generation.upsampler or f"upsamplers/{run.adaptation.name}") if method == "tuned" else None
-    finetuned = (run.generation.finetuned or f"{KINDS[method]}/{run.adaptation.name}") if method in ("lora", "full") else None
+    upsampler = (run.generation.upsampler or reference(run.adaptation, "upsampler")) if method == "tuned" else None
+    finetuned = (run.generation.finetuned or reference(run.adaptation, method)) if method in ("lora", "full") else None
     changes = {"name": artifact_key(run.generation.name, label), "method": method, "upsampler": upsampler, "finetuned": finetuned, "cascade": cascade}
     return run.generation.model_copy(update=changes)
 
@@ -28,7 +34,7 @@ def variants(run: PipelineSettings) -> dict[str, GenerationSettings]:
 
     Raises:
         SettingsError: the upsampler would be trained for another base than the one that samples, or something else than an upsampler would be trained, or a
-            tuned baseline is asked for that ``finetunes`` does not hold.
+            tuned baseline is asked for that ``finetunes`` does not hold, or two rows have one name.
     """
     if run.adaptation.base != run.generation.base:
         raise SettingsError(f"adaptation.base is {run.adaptation.base!r} but generation.base is {run.generation.base!r}; set both to one base")
@@ -45,25 +51,42 @@ def variants(run: PipelineSettings) -> dict[str, GenerationSettings]:
             found |= {finetune.label: _finetuned(run, finetune) for finetune in _finetunes(run, method)}
         else:
             found[method] = variant(run, method)
+    for row in run.rows:
+        taken = {sampling.name for sampling in found.values()}
+        found[row.label] = _of_row(run, row)
+        if found[row.label].name in taken:
+            raise SettingsError(f"rows hold {row.label!r}, but another row's samples are called {found[row.label].name} already; give it another label")
     return found
 
 
 def trainings(run: PipelineSettings) -> dict[str, AdaptationSettings]:
-    """What the run trains, by the label of the samples that are made with it.
+    """What the run trains, each once, by the reference that the samples made with it have.
 
     Raises:
         SettingsError: as :func:`variants`.
     """
-    found = {"tuned": run.adaptation} if "tuned" in run.methods and run.generation.upsampler is None else {}
+    found = [run.adaptation] if "tuned" in run.methods and run.generation.upsampler is None else []
     for finetune in (each for method in run.methods if method in ("lora", "full") for each in _finetunes(run, method)):
         changes = {"trainable": finetune.way, "rank": finetune.rank, "steps": finetune.steps or run.adaptation.steps, "lr": finetune.lr}
-        found[finetune.label] = run.adaptation.model_copy(update={"name": artifact_key(run.adaptation.name, finetune.label), **changes})
-    return found
+        found.append(run.adaptation.model_copy(update={"name": artifact_key(run.adaptation.name, finetune.label), **changes}))
+    found += [training for _, training in _trained_for_rows(run).values()]
+    return {reference(training, training.trainable): training for training in found}
 
 
-def sampled_with(sampling: GenerationSettings, trained: str | None) -> GenerationSettings:
-    """The settings that sample with the artifact that was trained for them; as they are where none was."""
-    return sampling if trained is None else sampling.model_copy(update={"upsampler" if sampling.method == "tuned" else "finetuned": trained})
+def sampled_with(sampling: GenerationSettings, trained: Mapping[str, str]) -> GenerationSettings:
+    """The settings with the very artifacts that were trained for them, ``trained`` by reference, in place of the references."""
+    return sampling.model_copy(update={setting: trained[value] for setting, value in references(sampling).items() if value in trained})
+
+
+def references(sampling: GenerationSettings) -> dict[Trained, str]:
+    """What sampling names of all that can be trained, by the setting that names it."""
+    named: dict[Trained, str | None] = {"upsampler": sampling.upsampler, "upscaler": sampling.upscaler, "finetuned": sampling.finetuned}
+    return {setting: value for setting, value in named.items() if value is not None}
+
+
+def reference(training: AdaptationSettings, trainable: str) -> str:
+    """How sampling names what ``training`` makes of a trainable."""
+    return f"{KINDS[trainable]}/{training.name}"
 
 
 def label_of(method: Method, eta: float) -> str:
@@ -82,3 +105,43 @@ def _finetuned(run: PipelineSettings, finetune: FinetuneSettings) -> GenerationS
     artifact = f"{KINDS[finetune.way]}/{artifact_key(run.adaptation.name, finetune.label)}"
     changes = {"name": artifact_key(run.generation.name, finetune.label), "finetuned": artifact}
     return variant(run, finetune.way).model_copy(update=changes)
+
+
+def _of_row(run: PipelineSettings, row: RowSettings) -> GenerationSettings:
+    changes: dict[str, str] = {"name": artifact_key(run.generation.name, row.label)}
+    trained = _trained_for_rows(run).get(row.label)
+    if trained is not None:
+        setting, training = trained
+        changes[setting] = reference(training, training.trainable)
+    return run.of_row(row).generation.model_copy(update=changes)
+
+
+def _trained_for_rows(run: PipelineSettings) -> dict[str, tuple[Trained, AdaptationSettings]]:
+    """By label of the row: the setting that names what is trained for it, and the training. Equal trainings have one name, that of the first."""
+    found: dict[str, tuple[Trained, AdaptationSettings]] = {}
+    known = [run.adaptation]
+    for row in run.rows:
+        own = run.of_row(row)
+        needed = _needed(own.generation)
+        if needed is None:
+            continue
+        setting, trainable = needed
+        if own.adaptation.trainable != trainable:
+            raise SettingsError(f"row {row.label!r} needs adaptation.trainable {trainable!r}, not {own.adaptation.trainable!r}; add it to its changes")
+        same = next((each for each in known if each.model_copy(update={"name": own.adaptation.name}) == own.adaptation), None)
+        training = same or own.adaptation.model_copy(update={"name": artifact_key(run.adaptation.name, row.label)})
+        known.append(training)
+        found[row.label] = (setting, training)
+    return found
+
+
+def _needed(sampling: GenerationSettings) -> tuple[Trained, str] | None:
+    """The setting that names what must be trained, and what that is; None where nothing must, or it is named."""
+    match sampling.method:
+        case "tuned":
+            return None if sampling.upsampler else ("upsampler", "upsampler")
+        case "lora" | "full":
+            return None if sampling.finetuned else ("finetuned", sampling.method)
+    if sampling.method == "latent-sr" or (sampling.method == "tuning-free" and sampling.cascade.upscale == "learned"):
+        return None if sampling.upscaler else ("upscaler", "latent-upscaler")
+    return None

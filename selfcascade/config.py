@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from selfcascade.settings import Settings, later, where
 
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
+LABEL = r"^[A-Za-z0-9](?:[A-Za-z0-9 .,/=+-]{0,38}[A-Za-z0-9])?$"
 Dtype = Literal["float32", "bfloat16", "float16"]
 Upscale = Literal["bilinear", "bicubic", "pixel", "learned"]
 Memory = Literal["fast", "lean", "offload"]
@@ -642,6 +643,22 @@ class FinetuneSettings(Settings):
         return f"lora rank {self.rank}" if self.way == "lora" else "full"
 
 
+class RowSettings(Settings):
+    """A further row of a run's report: the run with some settings changed, by which something else is trained where they say so."""
+
+    label: str = Field(pattern=LABEL, description="what the report calls it; its artifacts are named after it")
+    changes: dict[str, Any] = Field(min_length=1, description="settings of generation and adaptation by dotted key, such as generation.cascade.start: 0.3")
+
+    @field_validator("changes")
+    @classmethod
+    def _of_what_is_drawn(cls, changes: dict[str, Any]) -> dict[str, Any]:
+        for key in changes:
+            stage, _, rest = key.partition(".")
+            if stage not in ("generation", "adaptation") or not rest or rest in ("name", "base", "dataset") or rest.startswith("prompts"):
+                raise ValueError(f"a row cannot change {key}; it changes keys of generation and adaptation, but no name, base, dataset or prompts")
+        return changes
+
+
 class PipelineSettings(Settings):
     """A whole run: curate, adapt, generate by every method, evaluate. One file serves every command."""
 
@@ -660,6 +677,9 @@ class PipelineSettings(Settings):
         (FinetuneSettings(), FinetuneSettings(rank=32), FinetuneSettings(way="full", lr=1e-5)),
         description="what `run` trains and samples where methods hold lora or full: one row of the report each",
     )
+    rows: tuple[RowSettings, ...] = Field(
+        (), description="what `run` samples and compares beside methods, each with settings of its own, trained for where needed"
+    )
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @field_validator("finetunes")
@@ -677,3 +697,33 @@ class PipelineSettings(Settings):
         if "base" not in methods:
             raise ValueError("methods must contain 'base': FID_b and the Lanczos row are measured against it")
         return methods
+
+    @field_validator("rows")
+    @classmethod
+    def _rows_differ(cls, rows: tuple[RowSettings, ...]) -> tuple[RowSettings, ...]:
+        labels = [row.label for row in rows]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"rows hold {min(twice)!r} twice; give each a label of its own")
+        return rows
+
+    def of_row(self, row: RowSettings) -> PipelineSettings:
+        """The run as ``row`` has it, without further rows.
+
+        Raises:
+            SettingsError: a key or a value of the row does not fit; names row and key.
+        """
+        origin = f"row {row.label!r}"
+        parts = {
+            stage: settings.changed(
+                {key.partition(".")[2]: value for key, value in row.changes.items() if key.startswith(f"{stage}.")}, origin=f"{origin}: {stage}"
+            )
+            for stage, settings in (("generation", self.generation), ("adaptation", self.adaptation))
+        }
+        return self.model_copy(update={**parts, "rows": ()})
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> PipelineSettings:
+        for row in self.rows:
+            self.of_row(row)
+        return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -79,6 +80,21 @@ class Settings(BaseModel):
         # What the kind of a thing decides comes first: another kind drops what was said of the one before.
         for override in sorted(overrides or [], key=lambda override: not override.partition("=")[0].strip().endswith(".kind")):
             tree = _override(tree, override)
+        return cls._validated(tree, origin)
+
+    def changed(self, changes: Mapping[str, Any], *, origin: str = "settings") -> Self:
+        """These settings but for ``changes``: values by dotted key, such as ``{"cascade.start": 0.3}``.
+
+        Raises:
+            SettingsError: a key or value does not fit; names it after ``origin``.
+        """
+        tree = self.model_dump()
+        for dotted in sorted(changes, key=lambda dotted: not dotted.endswith(".kind")):
+            tree = _replaced(tree, dotted.split("."), changes[dotted], origin=f"{origin}: {dotted}")
+        return self._validated(tree, origin)
+
+    @classmethod
+    def _validated(cls, tree: dict[str, Any], origin: str) -> Self:
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
@@ -112,25 +128,30 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    head, *rest = dotted.strip().split(".")
+    return _replaced(tree, dotted.strip().split("."), value, origin=f"--set {override!r}")
+
+
+def _replaced(tree: dict[str, Any], keys: list[str], value: Any, *, origin: str) -> dict[str, Any]:
+    head, *rest = keys
     if not rest:
         if head == "kind" and tree.get("kind", value) != value:
             return {"kind": value}
         return {**tree, head: value}
     inner = tree.get(head, {})
     if not isinstance(inner, dict):
-        raise SettingsError(f"--set {override!r}: {head!r} is a value, not a group of settings")
-    return {**tree, head: _override(inner, ".".join(rest) + "=" + text)}
+        raise SettingsError(f"{origin}: {head!r} is a value, not a group of settings")
+    return {**tree, head: _replaced(inner, rest, value, origin=origin)}
 
 
 def _one_line(error: ValidationError, origin: str) -> str:
     parts = []
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             parts.append(f"{name} is not a setting")
         elif item["type"] == "missing":
             parts.append(f"{name} is required")
         else:
-            parts.append(f"{name}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[:300])
+            message = item["msg"].removeprefix("Value error, ")
+            parts.append((f"{name}: {message} (got {item['input']!r})" if item["loc"] else message)[:300])
     return f"{origin}: " + "; ".join(parts)

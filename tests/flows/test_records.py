@@ -1,5 +1,7 @@
 """Records of runs: what is written, read back, and made into times and estimates."""
 
+import json
+
 import pytest
 
 from selfcascade.settings import SettingsError
@@ -100,28 +102,90 @@ def test_a_run_that_trains_no_upsampler_cannot_sample_tuned():
 
 def test_a_run_trains_what_its_methods_need():
     """Each tuned baseline once, from the run's own adaptation but for what it says itself; the samples name what was trained for them."""
-    assert list(trainings(load("demo"))) == ["tuned"]
+    assert list(trainings(load("demo"))) == ["upsamplers/demo"]
     run = load("demo", ["methods=[base, lora, full, tuned]", "adaptation.seed=7"])
     trained, found = trainings(run), variants(run)
     assert list(found) == ["base", "lora rank 4", "lora rank 32", "full", "tuned"]
-    assert set(trained) == set(found) - {"base"}
-    assert trained["tuned"] == run.adaptation
+    assert list(trained) == ["upsamplers/demo", "adapters/demo-lora-rank-4", "adapters/demo-lora-rank-32", "unets/demo-full"]
+    assert trained["upsamplers/demo"] == run.adaptation
     for label, name, kind, rank in (
         ("lora rank 4", "lora-rank-4", "adapters", 4),
         ("lora rank 32", "lora-rank-32", "adapters", 32),
         ("full", "full", "unets", 4),
     ):
-        training, sampling = trained[label], found[label]
+        training, sampling = trained[f"{kind}/demo-{name}"], found[label]
         assert (training.trainable, training.rank, training.name) == (sampling.method, rank, f"demo-{name}")
         assert (sampling.name, sampling.finetuned, sampling.upsampler) == (f"demo-{name}", f"{kind}/demo-{name}", None)
         own = {"trainable", "rank", "name", "lr"}
         assert training.model_dump(exclude=own) == run.adaptation.model_dump(exclude=own)
-        assert sampled_with(sampling, "x/y@1").finetuned == "x/y@1"
-    assert sampled_with(found["tuned"], "upsamplers/y@1").upsampler == "upsamplers/y@1"
-    assert sampled_with(found["base"], None) == found["base"]
+        assert sampled_with(sampling, {f"{kind}/demo-{name}": "x/y@1", "upsamplers/demo": "x/z@1"}).finetuned == "x/y@1"
+    assert sampled_with(found["tuned"], {"upsamplers/demo": "upsamplers/demo@1"}).upsampler == "upsamplers/demo@1"
+    assert sampled_with(found["base"], {"upsamplers/demo": "upsamplers/demo@1"}) == found["base"]
     assert variant(run, "lora").finetuned == "adapters/demo"
     assert variant(load("demo", ["generation.method=full", "generation.finetuned=here"]), "full").finetuned == "here"
     with pytest.raises(SettingsError, match="methods hold 'full' but finetunes have none of that way; add one, or leave 'full' out of methods"):
         variants(load("demo", ["methods=[base, full]", "finetunes=[{rank: 4}]"]))
     with pytest.raises(SettingsError, match="finetunes hold lora rank 4 twice; give each a rank of its own"):
         load("demo", ["finetunes=[{rank: 4}, {rank: 4, steps: 9}]"])
+
+
+def rows(*given: tuple[str, dict[str, object]]) -> list[str]:
+    """The override that gives a run these rows."""
+    return ["rows=" + json.dumps([{"label": label, "changes": changes} for label, changes in given])]
+
+
+TUNED_C = {"generation.method": "tuned", "adaptation.upsampler.variant": "C"}
+
+
+def test_a_row_is_the_run_with_some_settings_changed_and_what_it_needs_is_trained_once():
+    run = load(
+        "demo",
+        rows(
+            ("fewer steps", {"generation.cascade.later_steps": 15}),
+            ("K 0.3", {"generation.method": "tuned", "generation.cascade.start": 0.3}),
+            ("tuned C", TUNED_C),
+            ("C at 0.3", TUNED_C | {"generation.cascade.start": 0.3}),
+            ("latent SR", {"generation.method": "latent-sr", "adaptation.trainable": "latent-upscaler"}),
+            ("LoRA", {"generation.method": "lora", "adaptation.trainable": "lora", "adaptation.rank": 8}),
+            ("theirs", {"generation.method": "tuned", "generation.upsampler": "upsamplers/theirs"}),
+        ),
+    )
+    found, trained = variants(run), trainings(run)
+    assert list(found) == [*variants(load("demo")), "fewer steps", "K 0.3", "tuned C", "C at 0.3", "latent SR", "LoRA", "theirs"]
+    assert (found["fewer steps"].name, found["fewer steps"].method, found["fewer steps"].cascade.later_steps) == ("demo-fewer-steps", "tuning-free", 15)
+    # What is as the run trains it anyway is not trained again, nor what two rows share.
+    assert (found["K 0.3"].upsampler, found["K 0.3"].cascade.start) == ("upsamplers/demo", 0.3)
+    assert found["tuned C"].upsampler == found["C at 0.3"].upsampler == "upsamplers/demo-tuned-c"
+    assert (found["latent SR"].upscaler, found["LoRA"].finetuned) == ("upscalers/demo-latent-sr", "adapters/demo-lora")
+    assert list(trained) == ["upsamplers/demo", "upsamplers/demo-tuned-c", "upscalers/demo-latent-sr", "adapters/demo-lora"]
+    assert trained["upsamplers/demo"] == run.adaptation
+    variant_c = run.adaptation.upsampler.model_copy(update={"variant": "C"})
+    assert trained["upsamplers/demo-tuned-c"] == run.adaptation.model_copy(update={"name": "demo-tuned-c", "upsampler": variant_c})
+    assert trained["adapters/demo-lora"].rank == 8
+    # The run itself is untouched by its rows.
+    assert {label: found[label] for label in variants(load("demo"))} == variants(load("demo"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("a", {"generation.methud": "tuned"}), r"row 'a': generation: methud is not a setting$"),
+        (("a", {"generation.cascade.start": 2}), r"row 'a': generation: cascade\.start: .*less than or equal to 1"),
+        (("a", {"generation.method.x": 1}), r"row 'a': generation: method\.x: 'method' is a value, not a group of settings$"),
+        (("a", {"evaluation.seed": 1}), r"a row cannot change evaluation\.seed; it changes keys of generation and adaptation"),
+        (("a", {"generation.prompts.count": 1}), r"a row cannot change generation\.prompts\.count"),
+        (("a", {}), r"rows\.0\.changes: "),
+        (("a|b", {"generation.seed": 1}), r"rows\.0\.label: "),
+        (("a", TUNED_C | {"adaptation.trainable": "lora"}), r"row 'a' needs adaptation\.trainable 'upsampler', not 'lora'; add it to its changes$"),
+        (("Tuned", {"generation.seed": 1}), r"rows hold 'Tuned', but another row's samples are called demo-tuned already; give it another label$"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_in_one_line(row, message):
+    with pytest.raises(SettingsError, match=message) as refused:
+        variants(load("demo", rows(row)))
+    assert "\n" not in str(refused.value)
+
+
+def test_two_rows_of_one_label_are_refused():
+    with pytest.raises(SettingsError, match="rows hold 'a' twice; give each a label of its own"):
+        load("demo", rows(("a", {"generation.seed": 1}), ("a", {"generation.seed": 2})))

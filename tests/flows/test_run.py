@@ -148,3 +148,32 @@ def test_the_commands_beside_the_rows_name_the_samples_that_are_there(selfcascad
         assert (program, result.returncode) == ("selfcascade", 0), result.stderr
         assert row["artifact"] in result.stdout
     assert contents(stored) == before
+
+
+def test_further_rows_make_nothing_but_themselves(selfcascade, stored, home):
+    """Two settings of the cascade and another upsampler, compared in one report with what was there: what is trained for two rows is trained once."""
+    tuned_c = {"generation.method": "tuned", "adaptation.upsampler.variant": "C"}
+    further = {"fewer steps": {"generation.cascade.later_steps": 1}, "tuned C": tuned_c, "C at half strength": tuned_c | {"generation.cascade.strength": 0.5}}
+    rows = json.dumps([{"label": label, "changes": changes} for label, changes in further.items()])
+    options = small(evaluation__name="rows", rows=rows)
+    before = contents(stored)
+    ahead = selfcascade("run", *options, "--dry-run", cwd=home)
+    planned = re.findall(r"^(\w+) +(\S+) +planned ", ahead.stdout, re.M)
+    assert planned == [
+        ("adapt", "demo-tuned-c"),
+        ("generate", "demo-fewer-steps"),
+        ("generate", "demo-tuned-c"),
+        ("generate", "demo-c-at-half-strength"),
+        ("evaluate", "rows"),
+    ]
+    result = selfcascade("run", *options, cwd=home)
+    assert result.returncode == 0, result.stderr
+    after = contents(stored)
+    assert {key: after[key] for key in before if not key.endswith("/latest.json")} == {key: before[key] for key in before if not key.endswith("/latest.json")}
+    made = {"/".join(key.split("/")[:2]) for key in after.keys() - before.keys() if not key.startswith("cache/")}
+    assert made == {"upsamplers/demo-tuned-c", "samples/demo-fewer-steps", "samples/demo-tuned-c", "samples/demo-c-at-half-strength", "reports/rows"}
+    results = json.loads(resolve(stored, "reports/rows").read("metrics.json"))
+    labels = [row["label"] for row in results["rows"]]
+    assert labels[-3:] == list(further)
+    values = {row["label"]: row["numbers"]["fid_b"]["value"] for row in results["rows"]}
+    assert len({values[label] for label in ("tuning-free", "tuned", *further)}) == 5
