@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := .selfcascade
-# Files of tests side by side: most of the suite computes on one thread.
-PARALLEL ?= -n 2 --dist loadfile
+# Files of tests side by side: most of the suite computes on one thread. In their order, so that those of whole commands, which last minutes, come first
+# and the last ones are short: sorted by its number of tests, as is usual, a file of two long ones would begin when all others are over.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 UI_PORT ?= 4200
 UI_HOME ?= $(CURDIR)/$(LOCAL)/prefect
 
