@@ -1,12 +1,14 @@
-"""Adaptation as Prefect tasks: find dataset and base, encode one shard, train, commit the upsampler."""
+"""Adaptation as Prefect tasks: find dataset and base, encode one shard, train, commit the upsampler.
+
+Each imports the networks when it runs: a command that only names the flow, as a deployment does, is seconds faster without them.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prefect import get_run_logger, task
 
-from selfcascade.adaptation.adapt import AdaptationPlan, encode_unit, plan_adaptation, publish_adaptation, train_and_tell
-from selfcascade.adaptation.rank_group import RankLine
-from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.config import AdaptationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import Artifact, ArtifactRef, Store, resolve
 from selfcascade_tasks.artifacts import show_sheet
@@ -15,6 +17,11 @@ from selfcascade_tasks.progress import StageProgress
 from selfcascade_tasks.record import UnitCost
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import workers
+
+if TYPE_CHECKING:
+    from selfcascade.adaptation.adapt import AdaptationPlan
+    from selfcascade.adaptation.rank_group import RankLine
+    from selfcascade.adaptation.training_run import TrainingStep
 
 SHEET = "previews/sheet.png"
 ENCODING = 0.05
@@ -35,12 +42,16 @@ def how_it_goes(reached: TrainingStep) -> str:
 @task(name="plan-upsampler", task_run_name="plan {settings.name}", tags=["adapt"], **NETWORK)
 def plan(settings: AdaptationSettings, store: StoreSettings, execution: ExecutionSettings) -> AdaptationPlan:
     """The address of the upsampler, the shards whose latents are missing, and the steps that are left."""
+    from selfcascade.adaptation.adapt import plan_adaptation
+
     return plan_adaptation(settings, opened(store), device=execution.device)
 
 
 @task(name="encode-shard", task_run_name="latents of shard {unit}", tags=["adapt"], **NETWORK)
 def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> UnitCost:
     """Latents of one shard, in a worker process."""
+    from selfcascade.adaptation.adapt import encode_unit
+
     held = opened(store)
     measured = workers(execution).run(encode_unit, settings, held, plan, unit, tries=execution.retries + 1)
     return UnitCost.of(unit, measured, encoding_work(plan, held, shards=1))
@@ -52,6 +63,9 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
 
     With several ``settings.processes`` the worker is their parent, and what they write is in the log of this task.
     """
+    from selfcascade.adaptation.adapt import train_and_tell
+    from selfcascade.adaptation.rank_group import RankLine
+
     held, log = opened(store), get_run_logger()
     with StageProgress("train", settings.name, start=plan.step, total=plan.steps, what="steps") as progress:
 
@@ -70,6 +84,8 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
 @task(name="publish-upsampler", task_run_name="publish {settings.name}", tags=["adapt"], **NETWORK)
 def publish(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPlan, execution: ExecutionSettings) -> ArtifactRef:
     """Write weights, card, loss log and previews and commit them."""
+    from selfcascade.adaptation.adapt import publish_adaptation
+
     return workers(execution).run(publish_adaptation, settings, opened(store), plan, tries=execution.retries + 1).value
 
 

@@ -1,10 +1,11 @@
-"""Pretraining as Prefect tasks: find the dataset, train both phases, commit the base."""
+"""Pretraining as Prefect tasks: find the dataset, train both phases, commit the base. Each imports the networks when it runs."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prefect import task
 
-from selfcascade.adaptation.pretrain import PretrainingPlan, PretrainingStep, plan_pretraining, publish_pretraining, steps_done, steps_planned, train_base
 from selfcascade.config import ExecutionSettings, PretrainingSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
 from selfcascade_tasks.network import NETWORK
@@ -13,16 +14,23 @@ from selfcascade_tasks.record import UnitCost
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import workers
 
+if TYPE_CHECKING:
+    from selfcascade.adaptation.pretrain import PretrainingPlan, PretrainingStep
+
 
 @task(name="plan-base", task_run_name="plan {settings.name}", tags=["pretrain"], **NETWORK)
 def plan(settings: PretrainingSettings, store: StoreSettings, execution: ExecutionSettings) -> PretrainingPlan:
     """The address of the base and the phases that are left."""
+    from selfcascade.adaptation.pretrain import plan_pretraining
+
     return plan_pretraining(settings, opened(store), device=execution.device)
 
 
 @task(name="train-base", task_run_name="train {settings.name}", tags=["pretrain"], **NETWORK)
 def train(settings: PretrainingSettings, store: StoreSettings, plan: PretrainingPlan, execution: ExecutionSettings) -> UnitCost:
     """The optimizer steps that are left of both phases, in a worker process."""
+    from selfcascade.adaptation.pretrain import steps_done, steps_planned, train_base
+
     held = opened(store)
     before = steps_done(settings, held, plan)
     planned = steps_planned(settings)
@@ -40,4 +48,6 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
 @task(name="publish-base", task_run_name="publish {settings.name}", tags=["pretrain"], **NETWORK)
 def publish(settings: PretrainingSettings, store: StoreSettings, plan: PretrainingPlan) -> ArtifactRef:
     """Commit the base."""
+    from selfcascade.adaptation.pretrain import publish_pretraining
+
     return publish_pretraining(settings, opened(store), plan)

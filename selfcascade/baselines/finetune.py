@@ -12,7 +12,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfcascade.bases import fetch_artifact, names_artifact
-from selfcascade.cascade.families import refuse_other_base
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Kind, Store
 
@@ -72,6 +71,8 @@ class Finetune:
         Raises:
             SettingsError: names both, and the way out.
         """
+        from selfcascade.cascade.families import refuse_other_base  # with it come torch and diffusers, which a look ahead does without
+
         refuse_other_base(f"{NAMES[self.record.way]} {self.reference!r}", self.record.base, held)
 
 

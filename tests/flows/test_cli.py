@@ -69,6 +69,18 @@ def test_help_imports_neither_torch_nor_prefect(selfcascade):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_flows_are_named_and_looked_ahead_at_without_networks(tmp_path):
+    """As by a deployment and by ``--dry-run`` where nothing is yet: neither torch nor what imports it."""
+    heavy = ("torch", "diffusers", "transformers")
+    code = (
+        "import sys, selfcascade_flows.pipeline; from selfcascade_flows.cli import main; main(['run', '--dry-run']); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)
+    assert "Nothing was written." in result.stdout, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
