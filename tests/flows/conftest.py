@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from selfcascade.storage import embedded
 
 SMALL = {
     "curation.source.limit": 40,
@@ -50,14 +54,36 @@ def small(**more: object) -> list[str]:
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
+def copied(made: Path, folder: Path) -> Path:
+    """A copy of a folder in which commands ran, for more commands; its server is not running."""
+    return Path(shutil.copytree(made, folder, ignore=shutil.ignore_patterns("*.sock", "*.lock")))
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which ``selfcascade run --config demo`` ran once, small; its output is ``output.txt`` and ``said.txt``."""
-    folder = tmp_path_factory.mktemp("home")
+    """A folder in which ``selfcascade run --config demo`` ran once, small; its output is ``output.txt`` and ``said.txt``.
+
+    The first process of tests that needs it makes it, and each has a copy of its own.
+    """
+    mine = tmp_path_factory.getbasetemp()
+    everyones = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+    with (everyones / "home").open("a+") as where:
+        fcntl.flock(where, fcntl.LOCK_EX)
+        where.seek(0)
+        made = where.read()
+        if not made:
+            made = str(demonstrated(tmp_path_factory.mktemp("demo")))
+            where.write(made)
+    return copied(Path(made), tmp_path_factory.mktemp("home") / "home")
+
+
+def demonstrated(folder: Path) -> Path:
+    """``folder``, once the small demo has run there and its store lies still."""
     result = subprocess.run(command("run", *small()), cwd=folder, env=environment(), capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
     (folder / "output.txt").write_text(result.stdout)
     (folder / "said.txt").write_text(result.stderr)
+    embedded.stop(folder / ".selfcascade/store", now=True)
     return folder
 
 
