@@ -28,7 +28,7 @@ test-diffusers-0.40: $(VENV)-diffusers-0.40/.dev
 # Units on a Ray cluster of this machine; Ray is large, and no part of what the tests install.
 test-ray: $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest tests/flows/test_clusters.py
+	$(BIN)/python -m pytest -m 'full or not full' tests/flows/test_clusters.py
 
 # FID, KID, Inception score and the shares of neighbours by us and by torch-fidelity, clean-fid and prdc, on the same pictures and weights.
 test-peers: $(VENV)-peers/.dev

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import command, environment, small
+from conftest import command, copied, environment, small
 
 from selfcascade.config import ExecutionSettings, StoreSettings
 from selfcascade.settings import SettingsError
@@ -24,11 +23,23 @@ RUNNERS = {"dask": DaskWorkers} | ({"ray": RayWorkers} if importlib.util.find_sp
 SILENT = {"dask": "tcp://127.0.0.1:1", "ray": "127.0.0.1:1"}
 
 
-@pytest.fixture(params=RUNNERS)
-def cluster(request):
-    workers = RUNNERS[request.param](ExecutionSettings(runner=request.param, workers=2))
+def started(runner):
+    """Two processes of a cluster of this machine; closed at the end."""
+    workers = RUNNERS[runner](ExecutionSettings(runner=runner, workers=2))
     yield workers
     workers.close()
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def cluster(request):
+    """A cluster for all tests that leave it as it was."""
+    yield from started(request.param)
+
+
+@pytest.fixture(params=RUNNERS)
+def own_cluster(request):
+    """A cluster that a test may ruin."""
+    yield from started(request.param)
 
 
 def objects(home: Path, name: str) -> dict[str, str]:
@@ -59,25 +70,27 @@ def expected(start, tmp_path_factory):
 
 def sampled(start: Path, home: Path, runner: str, workers: int) -> Path:
     """A copy of ``start`` in which six chunks of a sample each were made."""
-    shutil.copytree(start, home, ignore=shutil.ignore_patterns("*.sock", "*.lock"))
+    copied(start, home)
     options = small(generation__method="tuning-free", generation__prompts__count=6, generation__chunk=1, execution__runner=runner, execution__workers=workers)
     made = subprocess.run(command("generate", *options), cwd=home, env=environment(), capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return home
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("runner", ["processes", *RUNNERS])
+LONG = [("processes", 4), *((runner, workers) for runner in RUNNERS for workers in (1, 4))]
+"""Each starts a process and loads the models for every worker."""
+
+
+@pytest.mark.parametrize(("runner", "workers"), [*((runner, 2) for runner in RUNNERS), *(pytest.param(*case, marks=pytest.mark.full) for case in LONG)])
 def test_samples_have_the_same_bytes_whatever_runs_their_units(start, expected, tmp_path, runner, workers):
-    """Under one address, object by object: neither the runner nor the number of workers is a part of it."""
-    if (runner, workers) != ("processes", 1):
-        assert objects(sampled(start, tmp_path / "home", runner, workers), "samples/demo-tuning-free") == expected[1]
+    """As one process makes them, under one address, object by object: neither the runner nor the number of workers is a part of it."""
+    assert objects(sampled(start, tmp_path / "home", runner, workers), "samples/demo-tuning-free") == expected[1]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_dataset_has_the_same_bytes_whatever_runs_its_units(expected, tmp_path, runner):
     """Under one address: the runner is no part of it."""
-    words = command("curate", *small(curation__shard_inputs=8, execution__runner=runner, execution__workers=4))
+    words = command("curate", *small(curation__shard_inputs=8, execution__runner=runner, execution__workers=2))
     made = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     assert objects(tmp_path, "datasets/twemoji") == expected[0]
@@ -106,9 +119,9 @@ def test_an_error_of_the_unit_arrives_unchanged(cluster):
         cluster.run(ExecutionSettings.from_yaml, Path("/nowhere.yaml"))
 
 
-def test_a_unit_that_always_dies_ends_in_one_line_about_memory(cluster):
+def test_a_unit_that_always_dies_ends_in_one_line_about_memory(own_cluster):
     with pytest.raises(WorkerDied, match="most likely out of memory"):
-        cluster.run(os._exit, 9, tries=2)
+        own_cluster.run(os._exit, 9, tries=2)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -139,10 +152,10 @@ def test_a_cluster_that_is_not_installed_is_named(monkeypatch):
             workers(ExecutionSettings(runner=runner)).run(os.getpid)
 
 
-def test_no_process_of_a_cluster_outlives_its_use(cluster):
-    unit = cluster.run(os.getpid).value
-    cluster.close()
-    end = time.monotonic() + 20
+def test_no_process_of_a_cluster_outlives_its_use(own_cluster):
+    unit = own_cluster.run(os.getpid).value
+    own_cluster.close()
+    end = time.monotonic() + 60
     while Path(f"/proc/{unit}").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not Path(f"/proc/{unit}").exists()
