@@ -32,7 +32,14 @@ from selfcascade.config import AdaptationSettings, StoreSettings
 from selfcascade.storage import Store
 
 settings, store = json.loads(sys.argv[1])
-adapt(AdaptationSettings(**settings), Store.open(StoreSettings(**store)), progress=lambda reached: print(reached.step, flush=True))
+
+
+def progress(reached):
+    print(reached.step, flush=True)
+    sys.stdin.readline()
+
+
+adapt(AdaptationSettings(**settings), Store.open(StoreSettings(**store)), progress=progress)
 """
 
 
@@ -53,11 +60,14 @@ def test_a_preempted_run_goes_on_from_the_very_step(fresh: Callable[[], Store], 
     adapt(settings, whole)
     moment = random.Random(seed).randrange(1, STEPS - 5)
     arguments = json.dumps([json.loads(settings.model_dump_json()), json.loads(preempted.settings.model_dump_json())])
-    with subprocess.Popen([sys.executable, "-c", TRAINS, arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True) as run:
+    words, variables = [sys.executable, "-c", TRAINS, arguments], os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as run:
+        assert run.stdin is not None
         assert run.stdout is not None
         seen = 0
         for line in run.stdout:
             seen = int(line)
+            run.stdin.write("heard\n")  # each step waits for it, so that the signal comes within the next one and never too late
             if seen == moment:
                 run.send_signal(signal.SIGTERM)
     assert run.returncode == -signal.SIGTERM
