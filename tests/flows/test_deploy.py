@@ -183,6 +183,7 @@ def database(tmp_path_factory):
         run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
 
 
+@pytest.mark.timeout(1500)
 def test_a_schedule_runs_the_whole_pipeline_on_postgresql(database, tmp_path):
     """A server on PostgreSQL, a worker, and a schedule of every minute: the pipeline runs to its end, and what is due meanwhile is cancelled, not queued."""
     overrides = [part for part in small() if part != "--set"]
@@ -205,11 +206,11 @@ def test_a_schedule_runs_the_whole_pipeline_on_postgresql(database, tmp_path):
             return [run for run in found if run["state_type"] in states]
 
         with running(WORKER, tmp_path, tmp_path / "worker.log", at_once=True, **here, PREFECT_WORKER_QUERY_SECONDS="2"):
-            until(lambda: runs("RUNNING"), 200)
+            until(lambda: runs("RUNNING"), 400)
             deployment = asked(port, "/api/deployments/name/scheduled/nightly")["id"]
             another = asked(port, f"/api/deployments/{deployment}/create_flow_run", {})["id"]
             first = until(lambda: runs("COMPLETED", "FAILED", "CRASHED"), 500)[-1]
-            assert until(lambda: asked(port, f"/api/flow_runs/{another}")["state_type"] != "SCHEDULED", 60)
+            assert until(lambda: asked(port, f"/api/flow_runs/{another}")["state_type"] != "SCHEDULED", 300)
         assert asked(port, f"/api/flow_runs/{another}")["state_type"] == "CANCELLED"
         assert first["state_type"] == "COMPLETED", (tmp_path / "worker.log").read_text()[-3000:]
         assert first["name"] == "run demo"

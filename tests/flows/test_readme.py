@@ -58,6 +58,7 @@ def selfcascade(arguments, home, weed, variables):
     return subprocess.run(command(*arguments), cwd=home, env=environment() | variables, capture_output=True, text=True, timeout=500, check=False)
 
 
+@pytest.mark.timeout(2400)
 def test_every_command_runs_in_order(reader, weed):
     found = embedded.attach(weed)
     keys = {"aws_access_key_id": found.access_key, "aws_secret_access_key": found.secret_key}

@@ -128,7 +128,7 @@ def test_a_stage_alone_finds_what_the_run_made(selfcascade, stored, home):
 
 def test_a_report_is_held_against_another(selfcascade, first, stored, home):
     """Equal numbers pass; a report of another protocol is published, and the run then ends in one line that says why the two cannot be compared."""
-    gate = {"evaluation__name": "nightly", "evaluation__gate__against": "reports/demo"}
+    gate = {"evaluation__name": "nightly", "evaluation__gate__against": "reports/demo", "execution__workers": 1}
     passes = selfcascade("evaluate", *small(**gate), cwd=home)
     assert passes.returncode == 0, passes.stderr
     assert table(passes.stdout) == table(first)
