@@ -1,4 +1,7 @@
-"""Pretraining as Prefect tasks: find the dataset, train both phases, commit the base. Each imports the networks when it runs."""
+"""Pretraining as Prefect tasks: find the dataset, train both phases, commit the base.
+
+Each imports the networks when it runs, see :mod:`selfcascade_tasks.adapt`.
+"""
 
 from __future__ import annotations
 
