@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,6 +37,8 @@ SMALL = {
     "evaluation.sheet_prompts": 2,
 }
 
+ROOT = Path(__file__).parents[2]
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -52,6 +56,16 @@ def small(**more: object) -> list[str]:
     """Options that make a run small; ``more`` in the form ``adaptation__steps=3``."""
     settings = SMALL | {name.replace("__", "."): value for name, value in more.items()}
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+
+def script(path: str) -> ModuleType:
+    """A script of the repository as a module, imported here: in a process of its own it would import diffusers anew."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def copied(made: Path, folder: Path) -> Path:

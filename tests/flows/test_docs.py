@@ -1,24 +1,21 @@
 """Pages that are made by script are as the script makes them."""
 
 import importlib
-import importlib.util
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 from typing import get_args
+
+from conftest import ROOT, script
 
 from selfcascade.adaptation.trainer import COLUMNS
 from selfcascade.config import AdaptationSettings, PipelineSettings
 from selfcascade_flows import configuration
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_the_list_of_modules_is_current():
-    code = "import sys; sys.path.insert(0, 'docs'); import modules; text = modules.PAGE.read_text(); sys.exit(modules.filled(text) != text)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, "run `make docs`"
+    modules = script("docs/modules.py")
+    text = modules.PAGE.read_text()
+    assert modules.filled(text) == text, "run `make docs`"
 
 
 def test_files_that_the_pages_name_exist():
@@ -49,8 +46,9 @@ def test_settings_that_the_page_on_training_names_exist():
 
 
 def test_the_table_of_methods_is_current():
-    code = "import sys; sys.path.insert(0, 'docs'); import tables as t; text = t.README.read_text(); sys.exit(t.between(text, 'methods', t.methods()) != text)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, "run `make docs`"
+    tables = script("docs/tables.py")
+    text = tables.README.read_text()
+    assert tables.between(text, "methods", tables.methods()) == text, "run `make docs`"
 
 
 def test_commands_of_the_pages_have_settings_that_a_run_takes():
@@ -70,11 +68,7 @@ def test_commands_of_the_pages_have_settings_that_a_run_takes():
 
 def test_every_planted_defect_still_has_its_text_and_its_test():
     """`make mutants` takes long; that a list no longer fits the code is told here."""
-    spec = importlib.util.spec_from_file_location("planted", ROOT / "tests/mutants.py")
-    planted = importlib.util.module_from_spec(spec)
-    sys.modules["planted"] = planted
-    spec.loader.exec_module(planted)
-    found = planted.mutants("")
+    found = script("tests/mutants.py").mutants("")
     assert len(found) > 200
     for mutant in found:
         assert (ROOT / "selfcascade" / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1, mutant.name
