@@ -70,7 +70,7 @@ def test_no_hook_of_a_pivot_is_inside_a_block():
             assert any(module._forward_hooks for module in unet.modules())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full if kind == "video" else ()) for kind in KINDS])
 def test_two_compilations_serve_every_size_and_batch(kind):
     """One for a single row, one for more: sizes square or not, 16 rows of 16 tokens or of 32, texts of any length, with a pivot or without."""
     unet, counter = models.unet(kind), CompileCounter()
