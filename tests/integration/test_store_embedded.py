@@ -45,7 +45,7 @@ def ready(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout.readline() == b"ready\n"
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -148,7 +148,7 @@ def test_inner_ports_are_on_loopback_and_ask_for_a_key(folder):
         filer = f"http://127.0.0.1:{state['ports']['filer']}/buckets/{store.bucket}/secret"
         for method, body in (("GET", None), ("PUT", b"changed"), ("DELETE", None)):
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(urllib.request.Request(filer, body, method=method), timeout=5)
+                urllib.request.urlopen(urllib.request.Request(filer, body, method=method), timeout=60)
         assert store.read("secret") == b"secret" * 100
         if Path("/proc/net/tcp").exists():
             own = {os.readlink(link) for link in Path(f"/proc/{state['pid']}/fd").iterdir() if link.is_symlink()}
