@@ -14,7 +14,7 @@ from selfcascade.generation.checks import CHECKS, run_checks
 
 def failures(kind: str = "small") -> dict[str, str]:
     outcomes = list(run_checks(SelfCascadePipeline.from_pipe(models.base(kind))))
-    assert [outcome.claim for outcome in outcomes] == [check.claim for check in CHECKS]
+    assert [outcome.claim for outcome in outcomes] == [check.claim for check in checks.CHECKS]
     return {outcome.claim: outcome.found for outcome in outcomes if not outcome.passed}
 
 
@@ -60,8 +60,10 @@ DEFECTS = {
 
 @pytest.mark.parametrize("claim", DEFECTS)
 def test_a_defect_fails_its_check(claim, monkeypatch):
+    """That check alone is made: all of them take ten times as long."""
     DEFECTS[claim](monkeypatch)
-    assert claim in failures()
+    monkeypatch.setattr(checks, "CHECKS", [check for check in CHECKS if check.claim == claim])
+    assert list(failures()) == [claim]
 
 
 def test_want_of_memory_is_a_failed_check_and_the_others_go_on(monkeypatch):
