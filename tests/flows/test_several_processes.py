@@ -2,14 +2,18 @@
 
 import re
 import sqlite3
+import subprocess
 
 import pytest
-from conftest import small
+from conftest import command, environment, small
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("several")
+    """A folder with a small dataset in its store."""
+    folder = tmp_path_factory.mktemp("several")
+    subprocess.run(command("curate", *small()), cwd=folder, env=environment(), check=True, capture_output=True, timeout=500)
+    return folder
 
 
 def logged(place):
@@ -18,9 +22,7 @@ def logged(place):
 
 
 def test_it_trains_and_the_log_of_the_task_has_every_processs_lines(selfcascade, place):
-    options = small(adaptation__processes=2, adaptation__upsampler__variant="C")
-    assert selfcascade("curate", *options, cwd=place).returncode == 0
-    result = selfcascade("adapt", *options, cwd=place)
+    result = selfcascade("adapt", *small(adaptation__processes=2, adaptation__upsampler__variant="C", execution__workers=1), cwd=place)
     assert result.returncode == 0, result.stderr
     assert re.search(r"upsamplers/demo@[0-9a-f]{12}", result.stdout)
     found = [re.fullmatch(r"rank (\d): process (\d+) computes on cpu", message) for message in logged(place)]
@@ -28,8 +30,9 @@ def test_it_trains_and_the_log_of_the_task_has_every_processs_lines(selfcascade,
     assert len({match[2] for match in found if match}) == 2
 
 
+@pytest.mark.full
 def test_what_ends_one_of_them_is_one_clear_line_and_in_the_log(selfcascade, place):
-    options = small(adaptation__processes=2, adaptation__upsampler__variant="A", adaptation__lr=1e30, adaptation__name="wild")
+    options = small(adaptation__processes=2, adaptation__lr=1e30, adaptation__name="wild", execution__workers=1)
     result = selfcascade("adapt", *options, cwd=place)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
