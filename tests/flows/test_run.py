@@ -5,9 +5,11 @@ import json
 import re
 import shlex
 import sqlite3
+import subprocess
 
 import pytest
-from conftest import small
+from conftest import command, environment, small
+from served import prefect_server
 
 from selfcascade.config import StoreSettings
 from selfcascade.storage import Store, resolve
@@ -138,15 +140,17 @@ def test_a_report_is_held_against_another(selfcascade, first, stored, home):
     assert resolve(stored, "reports/other").ref.name == "other"
 
 
-def test_the_commands_beside_the_rows_name_the_samples_that_are_there(selfcascade, stored, home):
-    """Run as printed, each finds its row's artifact published and makes nothing."""
+def test_the_commands_beside_the_rows_name_the_samples_that_are_there(stored, home):
+    """Run as printed, each finds its row's artifact published and makes nothing. One server serves them all."""
     report = resolve(stored, "reports/demo")
     before = contents(stored)
-    for row in json.loads(report.read("metrics.json"))["rows"]:
-        program, *arguments = shlex.split(row["command"])
-        result = selfcascade(*arguments, cwd=home)
-        assert (program, result.returncode) == ("selfcascade", 0), result.stderr
-        assert row["artifact"] in result.stdout
+    with prefect_server(home, PREFECT_HOME=str(home / ".selfcascade/prefect")) as port:
+        here = environment() | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+        for row in json.loads(report.read("metrics.json"))["rows"]:
+            program, *arguments = shlex.split(row["command"])
+            result = subprocess.run(command(*arguments), cwd=home, env=here, capture_output=True, text=True, timeout=500, check=False)
+            assert (program, result.returncode) == ("selfcascade", 0), result.stderr
+            assert row["artifact"] in result.stdout
     assert contents(stored) == before
 
 
