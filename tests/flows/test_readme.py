@@ -52,6 +52,7 @@ def selfcascade(arguments, home, weed, variables):
         config = arguments[arguments.index("--config") + 1]
         changes = {key: value for key, value in SMALL.items() if config == "demo" or (not key.startswith("curation.") and key != "generation.prompts.count")}
         changes = {key: value for key, value in changes.items() if not any(word.startswith(f"{key}=") for word in arguments)}
+        changes["execution.workers"] = 1  # of few pictures each would do little but import the networks
         arguments = [*arguments, *(part for key, value in changes.items() for part in ("--set", f"{key}={value}"))]
     return subprocess.run(command(*arguments), cwd=home, env=environment() | variables, capture_output=True, text=True, timeout=500, check=False)
 
