@@ -154,6 +154,17 @@ def watermarks(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about} A score takes {spent}. {_made(record)}"])
 
 
+def shrinking(record: dict[str, Any]) -> str:
+    """Markdown: how far a JPEG that its decoder shrinks is from the whole picture, and how far that is from what quality 95 leaves of it."""
+    names = ["shrunk by", "left for the filter", "used", "PSNR", "PSNR of quality 95", "photographs below that", "least margin"]
+    lines = [_row(names), _row(["---:", "---:", "---", "---:", "---:", "---:", "---:"])]
+    for row in record["rows"]:
+        decibels = (f"{row[name]:.1f} dB" for name in ("psnr", "psnr_jpeg"))
+        below = f"{row['worse']} of {row['photographs']}"
+        lines.append(_row([str(row["shrink"]), f"{row['gap']:g}", "yes" if row["chosen"] else "no", *decibels, below, f"{row['worst']:+.1f} dB"]))
+    return "\n".join([*lines, "", f"Against the photographs decoded whole, resized by the same filter; PSNR are means. {_made(record)}"])
+
+
 _DISTANCES = (("kid_b", 1000, 1), ("kid_r", 1000, 1), ("layout_b", 1, 3))
 
 
@@ -298,6 +309,7 @@ BLOCKS = {
     "coverage": coverage,
     "operations": operations,
     "watermarks": watermarks,
+    "shrinking": shrinking,
 }
 """What fills each block of a page, from the file of its name."""
 

@@ -49,8 +49,9 @@ if vector.AVAILABLE:
 _BY_PILLOW = frozenset({"BMP", "HEIF"})
 """What this libvips has no loader for."""
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"}
-SHRINK_GAP = 2.0
-"""Least factor between a JPEG that is shrunk by its decoder and the target: what is left for the filter, so that the eye sees no difference."""
+SHRINK_GAPS = {8: 2.0, 4: 1.5, 2: 1.3}
+"""Least factor that is left for the filter where its decoder shrinks a JPEG by 8, 4 or 2: from there on this changes photographs less than storing them as
+JPEG of quality 95 does. ``tests/bench/shrinking.py`` measures it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +156,7 @@ def _opened(data: bytes, image: Image.Image, settings: CurationSettings) -> Any:
             return pyvips.Image.new_from_array(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")))
     options: dict[str, Any] = {"access": "sequential", "fail_on": "error"}
     if image.format in ("JPEG", "MPO") and settings.shape != "original":
-        options["shrink"] = next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or min(image.size) >= SHRINK_GAP * settings.size * shrink)
+        options["shrink"] = next((shrink for shrink, gap in SHRINK_GAPS.items() if min(image.size) >= gap * settings.size * shrink), 1)
     return pyvips.Image.new_from_buffer(data, "", **options)
 
 

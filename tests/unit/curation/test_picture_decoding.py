@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from selfcascade.config import CurationSettings
+from selfcascade.curation import decoding
 from selfcascade.curation.decoding import FORMATS, decode, open_picture
 from selfcascade.curation.encoding import encode
 from selfcascade.curation.record import Rejected, kind_of
@@ -101,7 +103,7 @@ def test_fit_is_cover_and_centre_crop(pictures, size, ratio, margin, tall):
         assert np.array_equal(found, two_steps)
 
 
-@pytest.mark.parametrize("size", [256, 128, 64, 30])
+@pytest.mark.parametrize("size", [800, 256, 128, 60])
 def test_a_jpeg_that_its_decoder_shrinks_is_the_picture(pictures, size):
     """Against the whole picture, decoded and resized by Pillow: the mean difference is below that of one re-encoding. Here 1024 pixels shrink by 1, 2, 4, 8."""
     image = pictures.noise(16, 12, seed=5).resize((1365, 1024), Image.Resampling.BICUBIC)
@@ -111,6 +113,29 @@ def test_a_jpeg_that_its_decoder_shrinks_is_the_picture(pictures, size):
     whole = Image.open(io.BytesIO(data)).convert("RGB").crop((left, 0, left + side, side)).resize((size, size), Image.Resampling.LANCZOS)
     found = decoded(data, "a.jpg", max_pixels=10**7, size=size, shape="square").astype(int)
     assert np.abs(found - np.asarray(whole)).mean() < 2
+
+
+@pytest.mark.parametrize("factor", [2.05, 2.4, 2.65, 4.1, 5.5, 6.1])
+def test_a_jpeg_that_its_decoder_shrinks_changes_less_than_by_being_stored_as_one(pictures, factor, monkeypatch):
+    """At factors just above 2 and 4, and just above the least at which its decoder may shrink it; of a scene with as much fine detail as photographs have."""
+    image = detailed(1024)
+    data = pictures.encode(image, "JPEG", quality=95, subsampling=0)
+    size = round(1024 / factor)
+    found = decoded(data, "a.jpg", max_pixels=10**7, size=size, shape="square").astype(int)
+    monkeypatch.setattr(decoding, "SHRINK_GAPS", {})
+    whole = decoded(data, "a.jpg", max_pixels=10**7, size=size, shape="square")
+    again = np.asarray(Image.open(io.BytesIO(pictures.encode(Image.fromarray(whole), "JPEG", quality=95, subsampling=0)))).astype(int)
+    assert np.square(found - whole).mean() < np.square(again - whole).mean()
+
+
+@cache
+def detailed(side: int) -> Image.Image:
+    """A scene whose amplitudes fall with the inverse of the frequency, as those of photographs do."""
+    random = np.random.default_rng(8)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    spectrum = np.fft.rfft2(random.standard_normal((side, side, 3)), axes=(0, 1)) / np.maximum(frequency, 1 / side)[..., None]
+    scene = np.fft.irfft2(spectrum, (side, side), axes=(0, 1))
+    return Image.fromarray(np.uint8(np.clip(128 + 40 * scene / scene.std(), 0, 255)))
 
 
 def test_linear_light_keeps_the_light_of_fine_stripes(pictures):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcascade.config import TwemojiSource
+from selfcascade.config import CurationSettings, FolderSource, TwemojiSource
 from selfcascade.curation import twemoji
 from selfcascade.curation.twemoji import BACKGROUNDS, SCALE, TwemojiRecord, plain_name, twemoji_records, usable_emoji, view_of
 from selfcascade.settings import SettingsError
@@ -141,3 +141,8 @@ def test_most_emoji_are_seen_on_every_background():
             for found in twemoji_records(TwemojiSource(backgrounds=(name,), limit=60))
         ]
         assert np.mean(seen) >= 0.95, name
+
+
+def test_what_changed_for_photographs_leaves_the_emoji_at_their_address():
+    assert CurationSettings(source=TwemojiSource()).what()["format"] == 4
+    assert CurationSettings(source=FolderSource(path="photographs")).what()["format"] == CurationSettings.FORMAT > 4
