@@ -88,7 +88,7 @@ $(VENV)/.user: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,http,language,heif,dask,peers,lora,tensorboard,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[store,emoji,eval,http,language,heif,dask,peers,lora,tensorboard,observe,dev]'
 	touch $@
 
 # Another diffusers in front of everything else that is installed, torch too.

@@ -36,18 +36,22 @@ def launch(stage: Stage, settings: PipelineSettings, *, dry_run: bool, max_hours
         from prefect import tags
 
         from selfcascade_tasks.cluster import is_here
+        from selfcascade_tasks.metrics import check_metrics, close_metrics
+        from selfcascade_tasks.stage import logged
         from selfcascade_tasks.store import opened
         from selfcascade_tasks.workers import close_workers
 
+        check_metrics(settings.execution)
+        end.callback(close_metrics)
         end.callback(close_workers)
         store = opened(settings.store)  # before any flow, so that a wrong key or address ends here in one line
         address = settings.execution.address
         if store.is_embedded and address is not None and not is_here(address):
             raise SettingsError(f"execution.address: the machines of {address} cannot reach the embedded store of this one; set store.endpoint")
         flow, arguments = flow_of(stage, settings)
-        _quiet(debug)
+        _quiet(debug or settings.execution.logs == "json")
         server.wait()
-        with tags("selfcascade", settings.name):
+        with tags("selfcascade", settings.name), logged(settings.store, settings.execution):
             state = flow(**arguments, return_state=True)
         run = str(state.state_details.flow_run_id)
         where = f"Prefect UI of this run:  {f'make ui  and open  {UI}' if server.is_ours else _ui()}/runs/flow-run/{run}"

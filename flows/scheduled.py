@@ -8,6 +8,7 @@ from selfcascade.storage import ArtifactRef
 from selfcascade_flows import configuration
 from selfcascade_flows.stages import Stage, flow_of
 from selfcascade_flows.store_access import StoreAccess
+from selfcascade_tasks.stage import logged
 
 
 @flow(name="scheduled", flow_run_name="{stage} {config}", validate_parameters=True)
@@ -26,5 +27,6 @@ def scheduled(stage: Stage = "run", config: str = "demo", overrides: tuple[str, 
         assert isinstance(access, StoreAccess)
         settings = settings.model_copy(update={"store": access.over(settings.store)})
     chosen, arguments = flow_of(stage, settings)
-    ref: ArtifactRef = chosen(**arguments)
+    with logged(settings.store, settings.execution):
+        ref: ArtifactRef = chosen(**arguments)
     return ref

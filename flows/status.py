@@ -35,7 +35,7 @@ def status(runs: Runs = 3, config: Config = "demo", set_: Set = None, debug: Deb
             table = Table(box=None, padding=(0, 2, 0, 0))
             for name in rows[0]:
                 last = name == "output or error"
-                number = name in ("seconds", "a second", "peak MiB", "cost")
+                number = name in ("seconds", "a second", "peak MiB", "MiB up", "MiB down", "cost")
                 table.add_column(name, justify="right" if number else "left", no_wrap=not last, overflow="fold", min_width=24 if last else None)
             for row in rows:
                 table.add_row(*row.values())

@@ -52,6 +52,14 @@ class ExecutionSettings(Settings):
     device: str = where("auto", description="torch device: auto, cpu, cuda, cuda:1, mps")
     retries: int = where(3, description="tries of a network call or of a unit that failed for a reason that may pass", ge=0, le=20)
     price: float = where(0.0, ge=0, description="of an hour of this machine, in whatever currency; the summary of a run then has an estimate of its cost")
+    logs: Literal["text", "json"] = where(
+        "text", description="form of what is logged on standard error; json: an object a line with run, stage, artifact and unit, from INFO on"
+    )
+    metrics: str | None = where(
+        None,
+        description="address that takes OpenTelemetry metrics by OTLP over HTTP, such as http://collector:4318; unset: none; needs the extra observe",
+        pattern=r"^https?://[^@\s]+$",
+    )
 
 
 class ComputeSettings(Settings):

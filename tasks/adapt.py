@@ -12,9 +12,10 @@ from prefect import get_run_logger, task
 from selfcascade.config import AdaptationSettings, ExecutionSettings, StoreSettings
 from selfcascade.storage import Artifact, ArtifactRef, Store, resolve
 from selfcascade_tasks.artifacts import show_sheet
+from selfcascade_tasks.metrics import meters
 from selfcascade_tasks.network import NETWORK
 from selfcascade_tasks.progress import StageProgress
-from selfcascade_tasks.record import UnitCost
+from selfcascade_tasks.record import UnitCost, run_id
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import workers
 
@@ -53,7 +54,7 @@ def encode_shard(unit: int, settings: AdaptationSettings, store: StoreSettings, 
     from selfcascade.adaptation.adapt import encode_unit
 
     held = opened(store)
-    measured = workers(execution).run(encode_unit, settings, held, plan, unit, tries=execution.retries + 1)
+    measured = workers(execution).run(encode_unit, settings, held, plan, unit, tries=execution.retries + 1, unit=unit)
     return UnitCost.of(unit, measured, encoding_work(plan, held, shards=1))
 
 
@@ -67,7 +68,7 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
     from selfcascade.adaptation.rank_group import RankLine
 
     held, log = opened(store), get_run_logger()
-    with StageProgress("train", settings.name, start=plan.step, total=plan.steps, what="steps") as progress:
+    with StageProgress("train", settings.name, start=plan.step, total=plan.steps, what="steps", meters=meters(execution, run_id())) as progress:
 
         def report(reached: TrainingStep | RankLine) -> None:
             if isinstance(reached, RankLine):
@@ -77,7 +78,7 @@ def train(settings: AdaptationSettings, store: StoreSettings, plan: AdaptationPl
             if reached.preview is not None:
                 show_sheet("train", settings.name, held.read(reached.preview), title=f"{settings.name} at step {reached.step} of {reached.steps}")
 
-        measured = workers(execution).run(train_and_tell, settings, held, plan, report=report, tries=execution.retries + 1)
+        measured = workers(execution).run(train_and_tell, settings, held, plan, report=report, tries=execution.retries + 1, unit=len(plan.shards))
     return UnitCost.of(len(plan.shards), measured, measured.value)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from selfcascade.config import ExecutionSettings
 from selfcascade.settings import SettingsError
+from selfcascade_tasks.scope import Scope, scope, within
 from selfcascade_tasks.workers import Closed, Measured, WorkerDied, Workers, measured
 
 Value = TypeVar("Value")
@@ -30,10 +31,12 @@ class ClusterWorkers(Workers, ABC):
         self._joined: Any = None
         self._cluster_lock = threading.RLock()
 
-    def run(self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4) -> Measured[Value]:
+    def run(
+        self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4, unit: object = ""
+    ) -> Measured[Value]:
         """See :meth:`Workers.run`; a unit that reports runs here."""
         if report is not None:
-            return super().run(function, *arguments, report=report, tries=tries)
+            return super().run(function, *arguments, report=report, tries=tries, unit=unit)
         with self._cluster_lock:
             if self._closed:
                 raise Closed("the workers are closed")
@@ -43,7 +46,8 @@ class ClusterWorkers(Workers, ABC):
                     raise SettingsError(f"execution.address: nobody answers at {address}; {self.example}")
                 self._joined = self._join(address)
             joined = self._joined
-        found: Measured[Value] = self._run(joined, function, arguments, tries)
+        with within(unit=str(unit)):
+            found: Measured[Value] = self._run(joined, function, arguments, tries)
         return found
 
     def close(self, patience: float = 0.0) -> None:
@@ -97,7 +101,7 @@ class DaskWorkers(ClusterWorkers):
         from distributed import CancelledError, KilledWorker
 
         try:
-            return joined[0].submit(measured, function, arguments, pure=False, resources=self._resources).result()
+            return joined[0].submit(measured, function, arguments, scope(), pure=False, resources=self._resources).result()
         except KilledWorker:
             raise _died(function) from None
         except CancelledError:
@@ -148,7 +152,7 @@ class RayWorkers(ClusterWorkers):
             actor = None
             try:
                 actor = self._taken(joined)
-                found = joined.get(actor.run.remote(function, arguments))
+                found = joined.get(actor.run.remote(function, arguments, scope()))
             except RayActorError:
                 self._lost()
                 continue
@@ -212,9 +216,9 @@ class _Actor:
     def ready(self) -> None:
         """Returns once the process has begun."""
 
-    def run(self, function: Callable[..., Value], arguments: tuple[Any, ...]) -> Measured[Value]:
+    def run(self, function: Callable[..., Value], arguments: tuple[Any, ...], whole: Scope) -> Measured[Value]:
         """Call it, and say what that cost."""
-        return measured(function, arguments)
+        return measured(function, arguments, whole)
 
 
 def is_here(address: str) -> bool:

@@ -28,8 +28,8 @@ def stage(settings: CurationSettings, store: StoreSettings, plan: CurationPlan) 
 @task(name="curate-shard", task_run_name="shard {index} of {settings.name}", tags=["curate"], **NETWORK)
 def curate_shard(index: int, settings: CurationSettings, store: StoreSettings, plan: CurationPlan, execution: ExecutionSettings) -> UnitCost:
     """Decode, filter and store one shard in a worker process."""
-    measured = workers(execution).run(curate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
-    return UnitCost.of(index, measured, measured.value["inputs"])
+    measured = workers(execution).run(curate_unit, settings, opened(store), plan, index, tries=execution.retries + 1, unit=index)
+    return UnitCost.of(index, measured, measured.value["inputs"], pictures=measured.value["kept"])
 
 
 @task(name="publish-dataset", task_run_name="publish {settings.name}", tags=["curate"], **NETWORK)

@@ -36,8 +36,8 @@ def features(index: int, settings: EvaluationSettings, store: StoreSettings, pla
     """One pass of the feature network over one set of pictures, in a worker process."""
     from selfcascade.evaluation.evaluate import evaluate_unit
 
-    measured = workers(execution).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1)
-    return UnitCost.of(index, measured, measured.value)
+    measured = workers(execution).run(evaluate_unit, settings, opened(store), plan, index, tries=execution.retries + 1, unit=index)
+    return UnitCost.of(index, measured, measured.value, pictures=measured.value)
 
 
 @task(name="publish-report", task_run_name="publish {settings.name}", tags=["evaluate"], **NETWORK)

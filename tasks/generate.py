@@ -47,17 +47,25 @@ def parts(settings: GenerationSettings, store: StoreSettings, plan: GenerationPl
 
 def _named() -> str:
     """A task run by its chunks, as far as they go."""
-    chunks, name = [*task_run.parameters["part"].chunks], task_run.parameters["settings"].name
-    return f"chunk {chunks[0]} of {name}" if len(chunks) == 1 else f"chunks {chunks[0]} to {chunks[-1]} of {name}"
+    part, name = task_run.parameters["part"], task_run.parameters["settings"].name
+    return f"chunk{'s' * (len(part.chunks) > 1)} {_span(part)} of {name}"
+
+
+def _span(part: GenerationPlan) -> str:
+    """Which chunks these are: 3, or 3 to 6."""
+    first, last = min(part.chunks), max(part.chunks)
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 @task(name="sample-chunks", task_run_name=_named, tags=["generate"], **NETWORK)
 def sample_chunks(part: GenerationPlan, settings: GenerationSettings, store: StoreSettings, execution: ExecutionSettings) -> UnitCost:
     """Sample and store some chunks in a worker process: those that ``part`` holds."""
-    measured = workers(execution).run(generate_units, settings, opened(store), part, tuple(part.chunks), execution.device, tries=execution.retries + 1)
+    measured = workers(execution).run(
+        generate_units, settings, opened(store), part, tuple(part.chunks), execution.device, tries=execution.retries + 1, unit=_span(part)
+    )
     samples = sum(report.count for report in measured.value)
     tiers = tuple(report.tier for report in measured.value)
-    return UnitCost.of(min(part.chunks), measured, work_of(settings, samples), tiers=tiers)
+    return UnitCost.of(min(part.chunks), measured, work_of(settings, samples), pictures=samples, tiers=tiers)
 
 
 @task(name="publish-samples", task_run_name="publish {settings.name}", tags=["generate"], **NETWORK)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from typing import Any, TypedDict
 
 from prefect.cache_policies import NO_CACHE
@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.tasks import Task, exponential_backoff
 
 from selfcascade.storage import StoreError
+from selfcascade_tasks.logs import say
 
 
 class Retrying(TypedDict):
@@ -31,7 +32,7 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     except (ConnectionError, TimeoutError, StoreError) as error:
         passing = not isinstance(error, StoreError) or error.transient
         if passing:
-            print(f"{run.name}: {error}; trying again", file=sys.stderr, flush=True)
+            say(f"{run.name}: {error}; trying again", logging.WARNING)
         return passing
     except BaseException:
         return False

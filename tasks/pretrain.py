@@ -11,9 +11,10 @@ from prefect import task
 
 from selfcascade.config import ExecutionSettings, PretrainingSettings, StoreSettings
 from selfcascade.storage import ArtifactRef
+from selfcascade_tasks.metrics import meters
 from selfcascade_tasks.network import NETWORK
 from selfcascade_tasks.progress import StageProgress
-from selfcascade_tasks.record import UnitCost
+from selfcascade_tasks.record import UnitCost, run_id
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.workers import workers
 
@@ -38,13 +39,13 @@ def train(settings: PretrainingSettings, store: StoreSettings, plan: Pretraining
     before = steps_done(settings, held, plan)
     planned = steps_planned(settings)
     total = sum(planned.values())
-    with StageProgress("train", settings.name, start=sum(before.values()), total=total, what="steps") as progress:
+    with StageProgress("train", settings.name, start=sum(before.values()), total=total, what="steps", meters=meters(execution, run_id())) as progress:
 
         def report(reached: PretrainingStep) -> None:
             first = planned["autoencoder"] if reached.phase == "denoiser" else 0
             progress.reach(first + reached.step, note=f"{reached.phase}, loss {reached.loss:.4f}")
 
-        measured = workers(execution).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1)
+        measured = workers(execution).run(train_base, settings, held, plan, report=report, tries=execution.retries + 1, unit=0)
     return UnitCost.of(0, measured, total - sum(before.values()))
 
 

@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selfcascade_tasks.artifacts import artifact_key
+from selfcascade_tasks.logs import say
+from selfcascade_tasks.metrics import OFF, Meters
+from selfcascade_tasks.scope import scope
 
 SHORT = 2.0
 """Seconds: work that ends sooner gets no bar."""
@@ -29,9 +32,11 @@ class StageProgress:
         start: how many were done before.
         total: how many there are.
         what: what is counted.
+        meters: hear of every step.
     """
 
-    def __init__(self, stage: str, name: str, *, start: int, total: int, what: str = "units") -> None:
+    def __init__(self, stage: str, name: str, *, start: int, total: int, what: str = "units", meters: Meters = OFF) -> None:
+        self._stage, self._name, self._meters = stage, name, meters
         self._title = f"{stage} {name}"
         self._key = artifact_key(stage, name, "progress")
         self._done = start
@@ -46,6 +51,7 @@ class StageProgress:
 
     def __enter__(self) -> Self:
         self._begun = self._said = time.monotonic()
+        self._meters.reached(self._stage, self._name, self._percent / 100)
         self._artifact = cast(UUID, create_progress_artifact(self._percent, key=self._key, description=self._text))
         return self
 
@@ -59,7 +65,8 @@ class StageProgress:
         self._left = self._paced() if seconds_left is None else seconds_left
         if self._artifact is not None:
             update_progress_artifact(self._artifact, self._percent, description=self._text)
-        if sys.stderr.isatty():
+        self._meters.reached(self._stage, self._name, self._percent / 100)
+        if sys.stderr.isatty() and scope().logs == "text":
             self._draw()
         elif time.monotonic() - self._said > EVERY:
             self._say()
@@ -94,7 +101,8 @@ class StageProgress:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        print(f"{self._title}: {self._count} in {self._said - self._begun:.0f} s{self._rest}", file=sys.stderr, flush=True)
+        seconds = self._said - self._begun
+        say(f"{self._title}: {self._count} in {seconds:.0f} s{self._rest}", seconds=round(seconds, 3), done=self._done, total=self._total)
 
     def _draw(self) -> None:
         if self._bar is None:

@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from selfcascade.storage import Store, StoreError
+from selfcascade.traffic import Traffic, take
 from selfcascade_tasks.workers import Measured
 
 PACKAGES = ("selfcascade", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "boto3", "prefect", "torchmetrics")
@@ -32,12 +33,23 @@ class UnitCost(BaseModel):
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    pictures: int = Field(0, description="pictures that were kept, sampled or measured; 0 of a training")
+    traffic: Traffic = Field(Traffic(), description="what went between its worker and the store")
     tiers: tuple[str, ...] = Field((), description="memory tiers that its chunks were sampled in: of a unit that is several")
 
     @classmethod
-    def of(cls, unit: int, measured: Measured[Any], work: float, *, tiers: tuple[str, ...] = ()) -> UnitCost:
+    def of(cls, unit: int, measured: Measured[Any], work: float, *, pictures: int = 0, tiers: tuple[str, ...] = ()) -> UnitCost:
         """The cost of a unit that ran in a worker; of ``tiers`` there is one for each chunk of samples, which then count as units."""
-        return cls(unit=unit, work=work, seconds=measured.seconds, cpu_seconds=measured.cpu_seconds, peak_bytes=measured.peak_bytes, tiers=tiers)
+        return cls(
+            unit=unit,
+            work=work,
+            seconds=measured.seconds,
+            cpu_seconds=measured.cpu_seconds,
+            peak_bytes=measured.peak_bytes,
+            pictures=pictures,
+            traffic=measured.traffic,
+            tiers=tiers,
+        )
 
     @property
     def units(self) -> int:
@@ -60,6 +72,7 @@ class StageCost(BaseModel):
     unit_seconds: float = Field(0.0, description="sum over the units of this run, side by side or not")
     cpu_seconds: float = 0.0
     peak_bytes: int = Field(0, description="largest resident memory of one worker during a unit")
+    traffic: Traffic = Field(Traffic(), description="what went between the run and the store since the stage before, for the plan and for publishing, too")
     error: str = Field("", description="why the stage failed, in a line; empty where it did not")
     tiers: dict[str, int] = Field({}, description="units sampled in each memory tier: a lower one than the settings' where memory ran out")
 
@@ -75,6 +88,7 @@ class StageCost(BaseModel):
         self.unit_seconds += cost.seconds
         self.cpu_seconds += cost.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
+        self.traffic += cost.traffic
         for tier in cost.tiers:
             self.tiers[tier] = self.tiers.get(tier, 0) + 1
 
@@ -99,14 +113,27 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def recorded(store: Store, stage: str, name: str, method: str | None = None) -> Iterator[StageCost]:
-    """Time the stage that the block runs and write the record of the run, with all its stages so far, at the end, also at a bad one."""
+def recorded(
+    store: Store, stage: str, name: str, method: str | None = None, *, ended: Callable[[StageCost, Traffic], None] = lambda *_: None
+) -> Iterator[StageCost]:
+    """Time the stage that the block runs and write the record of the run, with all its stages so far, at the end, also at a bad one.
+
+    Args:
+        store: that gets the record.
+        stage: what runs.
+        name: of its artifact.
+        method: where it has one.
+        ended: hears of the end, with what went over the network besides the units.
+    """
     record = current_record()
     cost = StageCost(stage=stage, name=name, method=method, started=_now())
     start = time.perf_counter()
 
     def write() -> None:
         cost.seconds = time.perf_counter() - start
+        own = take()
+        cost.traffic += own
+        ended(cost, own)
         record.stages.append(cost)
         store.put_cache(record.key, record.model_dump_json(indent=1).encode())
 

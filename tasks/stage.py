@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +12,21 @@ from typing import Any
 
 from prefect.events import emit_event
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 
 from selfcascade.config import ExecutionSettings, StoreSettings
 from selfcascade.storage import Artifact, ArtifactRef, Plan
+from selfcascade.traffic import Traffic
+from selfcascade_tasks.logs import begin_lines
+from selfcascade_tasks.metrics import OFF, Meters, meters
 from selfcascade_tasks.progress import StageProgress
-from selfcascade_tasks.record import StageCost, UnitCost, recorded
+from selfcascade_tasks.record import StageCost, UnitCost, recorded, run_id
+from selfcascade_tasks.scope import within
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.summary import summarised
 from selfcascade_tasks.workers import close_workers, side_by_side
 
+log = logging.getLogger(__name__)
 PUBLISHED = "selfcascade.artifact.published"
 PATIENCE = 20.0
 """Seconds for a training to store its last step: less than the 30 that a machine or a container usually has after SIGTERM."""
@@ -33,6 +40,7 @@ class StageRun:
     progress: StageProgress
     window: int
     """Most tasks under way: twice as many as run side by side, so that a worker that is done finds the next one waiting."""
+    meters: Meters = OFF
 
     def wait(self, units: Iterable[PrefectFuture[UnitCost]]) -> None:
         """Until every unit is done, in whatever order.
@@ -49,31 +57,58 @@ class StageRun:
             remaining, ended = iter(units), SimpleQueue[PrefectFuture[UnitCost]]()
             under_way = _started(islice(remaining, self.window), ended)
             while under_way:
-                done = ended.get().result()
+                done = self._ended_well(ended.get())
                 self.cost.add(done)
+                self.meters.done(self.cost, done)
                 self.progress.advance(done.units)
+                log.info("unit %s of %s is done", done.unit, self.cost.artifact, extra={"unit": str(done.unit), "seconds": done.seconds, "work": done.work})
                 under_way += _started(islice(remaining, 1), ended) - 1
         except BaseException as error:
             if not isinstance(error, Exception):
                 close_workers(0.0 if isinstance(error, KeyboardInterrupt) else PATIENCE)
             raise
 
+    def _ended_well(self, unit: PrefectFuture[UnitCost]) -> UnitCost:
+        try:
+            return unit.result()
+        except Exception:
+            self.meters.failed(self.cost)
+            raise
+
 
 @contextmanager
 def running(stage: str, plan: Plan, store: StoreSettings, execution: ExecutionSettings, *, method: str | None = None) -> Iterator[StageRun]:
-    """Hold the artifact of ``plan`` while it is made, count its units in the UI and on the terminal, and write what it cost to the run's record."""
-    held = opened(store)
-    ref = plan.ref
-    with (
-        summarised(execution),
-        recorded(held, stage, ref.name, method) as cost,
-        StageProgress(stage, ref.name, start=len(plan.done), total=plan.units) as progress,
-        Artifact(held, ref).writing(),
-    ):
-        cost.artifact, cost.units = str(ref), plan.units
-        yield StageRun(cost, progress, window=2 * side_by_side(execution))
+    """Hold the artifact of ``plan`` while it is made, count its units in the UI, on the terminal and in metrics, and write what it cost to the run's record."""
+    held, run = opened(store), run_id()
+    ref, told = plan.ref, meters(execution, run)
+
+    def ended(cost: StageCost, own: Traffic) -> None:
+        told.ended(cost, own)
+        level = logging.ERROR if cost.error else logging.INFO
+        log.log(level, "%s", cost.error or f"{stage} is {cost.state}: {ref}", extra={"state": cost.state, "seconds": cost.seconds, "done": cost.done})
+
+    with logged(store, execution), within(stage=stage, artifact=str(ref)):
+        log.info("%s begins: %s of %s units were done before", stage, len(plan.done), plan.units)
+        with (
+            summarised(execution),
+            recorded(held, stage, ref.name, method, ended=ended) as cost,
+            StageProgress(stage, ref.name, start=len(plan.done), total=plan.units, meters=told) as progress,
+            Artifact(held, ref).writing(),
+        ):
+            cost.artifact, cost.units = str(ref), plan.units
+            yield StageRun(cost, progress, window=2 * side_by_side(execution), meters=told)
     if not plan.published:
         tell(ref)
+
+
+@contextmanager
+def logged(store: StoreSettings, execution: ExecutionSettings) -> Iterator[None]:
+    """Log lines of the block, in the form that ``execution.logs`` wants, name the run, and hold no key of ``store``."""
+    secrets = tuple(key for key in (store.access_key, store.secret_key) if key is not None)
+    run = str(flow_run.root_flow_run_id or flow_run.id or "")
+    with within(run=run, flow=flow_run.name or "", logs=execution.logs, secrets=secrets):
+        begin_lines()
+        yield
 
 
 def _started(units: Iterable[PrefectFuture[UnitCost]], ended: SimpleQueue[PrefectFuture[UnitCost]]) -> int:

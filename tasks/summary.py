@@ -42,6 +42,8 @@ def _row(stage: StageCost, price: float) -> dict[str, str]:
         "seconds": f"{stage.seconds:,.0f}",
         "a second": f"{stage.work / stage.seconds:,.2f}" if stage.done and stage.seconds else "–",
         "peak MiB": f"{stage.peak_bytes / 2**20:,.0f}" if stage.done else "–",
+        "MiB up": f"{stage.traffic.sent / 2**20:,.1f}",
+        "MiB down": f"{stage.traffic.received / 2**20:,.1f}",
     }
     if price:
         row["cost"] = f"{stage.seconds / 3600 * price:,.4f}"

@@ -32,6 +32,9 @@ from typing import Any, Generic, TypeVar
 
 from selfcascade.config import ExecutionSettings
 from selfcascade.settings import SettingsError
+from selfcascade.traffic import Traffic, take
+from selfcascade_tasks.logs import begin_lines
+from selfcascade_tasks.scope import Scope, enter_process, scope, within
 
 Value = TypeVar("Value")
 
@@ -59,12 +62,13 @@ class Closed(RuntimeError):
 
 @dataclass(frozen=True)
 class Measured(Generic[Value]):
-    """What a unit returned and what it cost: wall seconds, processor seconds, and the largest resident memory meanwhile."""
+    """What a unit returned and what it cost: wall seconds, processor seconds, the largest resident memory meanwhile, and what went over the network."""
 
     value: Value
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    traffic: Traffic
 
 
 class Workers:
@@ -79,7 +83,9 @@ class Workers:
         self._post: Connection | None = None
         self._inboxes: dict[str, queue.SimpleQueue[Any]] = {}
 
-    def run(self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4) -> Measured[Value]:
+    def run(
+        self, function: Callable[..., Value], *arguments: Any, report: Callable[[Any], None] | None = None, tries: int = 4, unit: object = ""
+    ) -> Measured[Value]:
         """Call ``function(*arguments)`` in a worker and wait for it.
 
         Args:
@@ -87,18 +93,23 @@ class Workers:
             *arguments: what it is called with.
             report: if given, the function gets a keyword ``progress``, and what it calls that with arrives here, in the calling thread.
             tries: how often a unit may be started whose process dies.
+            unit: what log lines of it call it, here and in the worker.
 
         Raises:
             WorkerDied: the process died ``tries`` times.
             Closed: :meth:`close` was called meanwhile.
             Exception: whatever the function raised.
         """
+        with within(unit=str(unit)):
+            return self._run_here(function, arguments, report, tries)
+
+    def _run_here(self, function: Callable[..., Value], arguments: tuple[Any, ...], report: Callable[[Any], None] | None, tries: int) -> Measured[Value]:
         for _ in range(tries):
             pool = self._start()
             address = secrets.token_hex(8)
             inbox = self._inboxes[address] = queue.SimpleQueue()
             try:
-                future = pool.submit(_call, function, arguments, address if report else None)
+                future = pool.submit(_call, function, arguments, scope(), address if report else None)
                 future.add_done_callback(lambda _, inbox=inbox: inbox.put(_DONE))  # type: ignore[misc]
                 for message in iter(inbox.get, _DONE):
                     assert report is not None
@@ -241,18 +252,20 @@ def _watch(leash: Connection) -> None:
         os._exit(1)
 
 
-def _call(function: Callable[..., Value], arguments: tuple[Any, ...], address: str | None) -> Measured[Value]:
+def _call(function: Callable[..., Value], arguments: tuple[Any, ...], whole: Scope, address: str | None) -> Measured[Value]:
     if address is None:
-        return measured(function, arguments)
-    return measured(partial(function, progress=lambda message: _post((address, message))), arguments)
+        return measured(function, arguments, whole)
+    return measured(partial(function, progress=lambda message: _post((address, message))), arguments, whole)
 
 
-def measured(function: Callable[..., Value], arguments: tuple[Any, ...]) -> Measured[Value]:
-    """Call it, and say what that cost."""
+def measured(function: Callable[..., Value], arguments: tuple[Any, ...], whole: Scope) -> Measured[Value]:
+    """Call it in a worker, with log lines that say what it belongs to, and say what that cost."""
+    enter_process(whole)
+    begin_lines()
     _reset_peak()
     started, busy = time.perf_counter(), time.process_time()
     value = function(*arguments)
-    return Measured(value, time.perf_counter() - started, time.process_time() - busy, _peak())
+    return Measured(value, time.perf_counter() - started, time.process_time() - busy, _peak(), take())
 
 
 def _reset_peak() -> None:

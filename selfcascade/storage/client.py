@@ -11,6 +11,7 @@ import botocore.loaders
 import botocore.session
 from botocore.config import Config
 
+from selfcascade import traffic
 from selfcascade.config import StoreSettings
 from selfcascade.storage.errors import StoreError
 
@@ -61,7 +62,7 @@ def make_client(settings: StoreSettings, target: Target, *, attempts: int | None
     try:
         session = botocore.session.Session()
         session.register_component("data_loader", LOADER)
-        return boto3.session.Session(botocore_session=session).client(
+        client: S3Client = boto3.session.Session(botocore_session=session).client(
             "s3",
             endpoint_url=None if target.url == "aws" else target.url,
             region_name=settings.region,
@@ -78,3 +79,5 @@ def make_client(settings: StoreSettings, target: Target, *, attempts: int | None
         )
     except ValueError as error:
         raise StoreError(f"store.endpoint {target.url!r} is not a URL such as https://s3.example.com ({error})") from None
+    traffic.watch(client)
+    return client

@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from selfcascade import traffic
 from selfcascade.config import StoreSettings
 from selfcascade.storage import probe
 from selfcascade.storage.connection import Connection
@@ -325,6 +325,8 @@ class Store:
 def _sound(read: Callable[[], T]) -> T:
     """What ``read`` returns once it meets no damage: what was damaged on the way comes whole the next time, what was damaged in the store never does."""
     for _ in range(TRIES - 1):
-        with suppress(IntegrityError):
+        try:
             return read()
+        except IntegrityError:
+            traffic.count(damaged=1)
     return read()

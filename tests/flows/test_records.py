@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from selfcascade import traffic
 from selfcascade.settings import SettingsError
+from selfcascade.traffic import Traffic
 from selfcascade_flows.configuration import load
 from selfcascade_flows.outlook import Step
 from selfcascade_flows.rates import SECONDS, seconds_of
@@ -20,25 +22,28 @@ def step(**changes):
 
 
 def test_a_stage_is_recorded_with_its_units_also_when_it_fails(store):
+    traffic.take()
     with recorded(store, "curate", "fine") as cost:
         cost.artifact, cost.units = "datasets/fine@0", 2
         cost.add(UNIT)
-        cost.add(UNIT.model_copy(update={"peak_bytes": 3000}))
+        cost.add(UNIT.model_copy(update={"peak_bytes": 3000, "traffic": Traffic(requests=2, sent=2**21)}))
     with pytest.raises(ValueError, match="boom"), recorded(store, "adapt", "failed"):
         raise ValueError("boom")
     [info] = list(store.list("runs/"))
     record = RunRecord.model_validate_json(store.read(info.key))
     fine, failed = record.stages
     assert (fine.done, fine.work, fine.unit_seconds, fine.peak_bytes) == (2, 20, 10.0, 3000)
+    assert (fine.traffic.sent, fine.traffic.requests) == (2**21, 2)
     assert (failed.stage, failed.done, failed.error, failed.state, fine.state) == ("adapt", 0, "ValueError: boom", "failed", "done")
     assert record.host["python"]
 
 
 def test_a_summary_says_what_was_done_skipped_and_failed():
     """Seconds, work a second, memory and cost of what was done; where the output is, or why there is none."""
+    moved = Traffic(sent=3 << 20, received=1 << 19)
     stages = [
         StageCost(stage="curate", name="a", artifact="datasets/a@1", units=3, seconds=0.2),
-        StageCost(stage="generate", name="b", artifact="samples/b@2", units=4, done=3, seconds=1800.0, work=900.0, peak_bytes=2**30),
+        StageCost(stage="generate", name="b", artifact="samples/b@2", units=4, done=3, seconds=1800.0, work=900.0, peak_bytes=2**30, traffic=moved),
         StageCost(stage="evaluate", name="c", artifact="reports/c@3", units=2, done=1, seconds=3600.0, work=1.0, error="StoreFull: no room"),
         StageCost(stage="adapt", name="d", units=10, seconds=1.0, error="KeyboardInterrupt:"),
     ]
@@ -46,7 +51,7 @@ def test_a_summary_says_what_was_done_skipped_and_failed():
     assert [row["state"] for row in rows] == ["skipped", "done", "failed", "failed"]
     assert [row["units"] for row in rows] == ["3 before", "3 of 4 now", "1 of 2 now", "0 of 10 now"]
     assert [row["cost"] for row in rows] == ["0.0001", "1.2500", "2.5000", "0.0007"]
-    assert (rows[1]["a second"], rows[1]["peak MiB"]) == ("0.50", "1,024")
+    assert (rows[1]["a second"], rows[1]["peak MiB"], rows[1]["MiB up"], rows[1]["MiB down"]) == ("0.50", "1,024", "3.0", "0.5")
     assert [row["output or error"] for row in rows] == ["datasets/a@1", "samples/b@2", "StoreFull: no room", "KeyboardInterrupt:"]
     assert "cost" not in rows_of(RunRecord(run="r", started="now", stages=stages), price=0)[0]
 
