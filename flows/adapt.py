@@ -11,7 +11,7 @@ from selfcascade_tasks.artifacts import counts_rows, show_table
 from selfcascade_tasks.stage import counts_of, running
 
 
-@flow(name="adapt", flow_run_name="adapt {settings.name}", validate_parameters=True)
+@flow(name="adapt", flow_run_name="{settings.name}", validate_parameters=True)
 def adapt(settings: AdaptationSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Train the upsampler of ``settings`` on its dataset and publish it."""
     plan = tasks.plan(settings, store, execution)

@@ -11,7 +11,7 @@ from selfcascade_tasks.artifacts import counts_rows, show_table
 from selfcascade_tasks.stage import counts_of, running
 
 
-@flow(name="curate", flow_run_name="curate {settings.name}", validate_parameters=True)
+@flow(name="curate", flow_run_name="{settings.name}", validate_parameters=True)
 def curate(settings: CurationSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Decode, filter and split the pictures of ``settings.source`` and publish them as one dataset."""
     plan = tasks.plan(settings, store)

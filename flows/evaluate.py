@@ -10,7 +10,7 @@ from selfcascade_tasks import evaluate as tasks
 from selfcascade_tasks.stage import running
 
 
-@flow(name="evaluate", flow_run_name="evaluate {settings.name}", validate_parameters=True)
+@flow(name="evaluate", flow_run_name="{settings.name}", validate_parameters=True)
 def evaluate(
     settings: EvaluationSettings,
     samples: dict[str, str],

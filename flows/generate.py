@@ -11,7 +11,7 @@ from selfcascade_tasks.artifacts import counts_rows, show_table
 from selfcascade_tasks.stage import counts_of, running
 
 
-@flow(name="generate", flow_run_name="generate {settings.name}", validate_parameters=True)
+@flow(name="generate", flow_run_name="{settings.name}", validate_parameters=True)
 def generate(settings: GenerationSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Sample every prompt of ``settings.prompts`` by ``settings.method`` and publish the pictures as one artifact."""
     plan = tasks.plan(settings, store)

@@ -15,27 +15,29 @@ from selfcascade_flows.pretrain import pretrain
 from selfcascade_flows.variants import sampled_with, trainings, variants
 from selfcascade_tasks.base import base_exists
 from selfcascade_tasks.store import opened
+from selfcascade_tasks.summary import summarised
 
 
 @flow(name="pipeline", flow_run_name="{settings.name}", validate_parameters=True)
 def pipeline(settings: PipelineSettings) -> ArtifactRef:
     """Everything that ``settings`` ask for, each stage on the very artifacts that the stages before it made; returns the report."""
     store, execution = settings.store, settings.execution
-    dataset = address(curate(settings.curation, store, execution))
-    base = settings.adaptation.base
-    if not base_exists(base, opened(store)):
-        base = address(pretrain(settings.pretraining.model_copy(update={"dataset": dataset}), store, execution))
-    for sampling in variants(settings).values():
-        check_method(sampling.model_copy(update={"base": base}), opened(store))
-    trained = {}
-    for reference, training in trainings(settings).items():
-        trained[reference] = address(adapt(training.model_copy(update={"dataset": dataset, "base": base}), store, execution))
-    samples = {}
-    for label, sampling in variants(settings).items():
-        prompts = sampling.prompts.model_copy(update={"dataset": dataset})
-        chosen = sampled_with(sampling, trained).model_copy(update={"base": base, "prompts": prompts})
-        samples[label] = address(generate(chosen, store, execution))
-    return evaluate(settings.evaluation.model_copy(update={"dataset": dataset}), samples, store, execution)
+    with summarised(execution):  # of this flow, too: the artifacts of a run are looked for on its page
+        dataset = address(curate(settings.curation, store, execution))
+        base = settings.adaptation.base
+        if not base_exists(base, opened(store)):
+            base = address(pretrain(settings.pretraining.model_copy(update={"dataset": dataset}), store, execution))
+        for sampling in variants(settings).values():
+            check_method(sampling.model_copy(update={"base": base}), opened(store))
+        trained = {}
+        for reference, training in trainings(settings).items():
+            trained[reference] = address(adapt(training.model_copy(update={"dataset": dataset, "base": base}), store, execution))
+        samples = {}
+        for label, sampling in variants(settings).items():
+            prompts = sampling.prompts.model_copy(update={"dataset": dataset})
+            chosen = sampled_with(sampling, trained).model_copy(update={"base": base, "prompts": prompts})
+            samples[label] = address(generate(chosen, store, execution))
+        return evaluate(settings.evaluation.model_copy(update={"dataset": dataset}), samples, store, execution)
 
 
 def address(ref: ArtifactRef) -> str:

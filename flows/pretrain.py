@@ -11,7 +11,7 @@ from selfcascade_tasks.artifacts import counts_rows, show_table
 from selfcascade_tasks.stage import counts_of, running
 
 
-@flow(name="pretrain", flow_run_name="pretrain {settings.name}", validate_parameters=True)
+@flow(name="pretrain", flow_run_name="{settings.name}", validate_parameters=True)
 def pretrain(settings: PretrainingSettings, store: StoreSettings = StoreSettings(), execution: ExecutionSettings = ExecutionSettings()) -> ArtifactRef:
     """Train autoencoder, text encoder and UNet of a small base on a dataset and publish it as a diffusers folder."""
     plan = tasks.plan(settings, store, execution)

@@ -40,9 +40,7 @@ def show_table(stage: str, name: str, rows: Sequence[Mapping[str, Any]], *, titl
 def show_sheet(stage: str, name: str, sheet: bytes, *, title: str, captions: Sequence[str] = ()) -> None:
     """A contact sheet inside markdown, where the UI shows it best, and the captions of its rows below."""
     listed = "".join(f"\n{number}. {escaped(caption)}" for number, caption in enumerate(captions, start=1))
-    create_markdown_artifact(
-        f"## {escaped(title)}\n\n![contact sheet]({data_uri(sheet)})\n{listed}\n", key=artifact_key(stage, name, "sheet"), description=title
-    )
+    create_markdown_artifact(f"![contact sheet]({data_uri(sheet)})\n{listed}\n", key=artifact_key(stage, name, "sheet"), description=title)
 
 
 def show_link(stage: str, name: str, store: Store, key: str, *, text: str) -> None:

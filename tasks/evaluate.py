@@ -89,15 +89,13 @@ def page_key(run: str) -> str:
 
 
 def table_rows(results: Results) -> list[dict[str, str]]:
-    """The main table: a row for each method, a column for each metric, with standard errors."""
+    """The main table on its side, so that it fits the page: a row for each metric, a column for each method, with standard errors."""
     from selfcascade.evaluation.report import heading, shown_number
 
-    rows = []
-    for row in results.shown():
-        cells = {"method": row.label}
-        for metric in results.metrics:
-            number = row.numbers[metric.name]
+    rows = [{"metric": heading(metric)} for metric in results.metrics]
+    for method in results.shown():
+        for row, metric in zip(rows, results.metrics, strict=True):
+            number = method.numbers[metric.name]
             error = "" if number.error is None else f" ± {shown_number(number.error, metric)}"
-            cells[heading(metric)] = "–" if number.value is None else shown_number(number.value, metric) + error
-        rows.append(cells)
+            row[method.label] = "–" if number.value is None else shown_number(number.value, metric) + error
     return rows

@@ -66,6 +66,7 @@ class StageCost(BaseModel):
     artifact: str = ""
     units: int = Field(0, description="units of the whole artifact")
     done: int = Field(0, description="units done by this run; the others were finished before")
+    made: bool = Field(False, description="whether the artifact was not published before")
     started: str = ""
     seconds: float = Field(0.0, description="wall time of the stage")
     work: float = Field(0.0, description="what these units held, counted as in a unit's cost")
@@ -79,7 +80,7 @@ class StageCost(BaseModel):
     @property
     def state(self) -> Literal["failed", "done", "skipped"]:
         """``skipped`` if everything had been done before."""
-        return "failed" if self.error else "done" if self.done else "skipped"
+        return "failed" if self.error else "done" if self.done or self.made else "skipped"
 
     def add(self, cost: UnitCost) -> None:
         """Count a unit that is done."""

@@ -95,7 +95,7 @@ def running(stage: str, plan: Plan, store: StoreSettings, execution: ExecutionSe
             StageProgress(stage, ref.name, start=len(plan.done), total=plan.units, meters=told) as progress,
             Artifact(held, ref).writing(),
         ):
-            cost.artifact, cost.units = str(ref), plan.units
+            cost.artifact, cost.units, cost.made = str(ref), plan.units, not plan.published
             yield StageRun(cost, progress, window=2 * side_by_side(execution), meters=told)
     if not plan.published:
         tell(ref)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from selfcascade.config import ExecutionSettings
+from selfcascade_tasks.artifacts import escaped
 from selfcascade_tasks.record import RunRecord, StageCost, current_record
 
 log = logging.getLogger(__name__)
 KEY = "run-summary"
+FIRST = ("state", "units", "output or error")
+"""Columns of the first table of the page, after the stage; the others are in the second. All of them beside each other would run out of the page."""
 
 
 def rows_of(record: RunRecord, price: float) -> list[dict[str, str]]:
@@ -20,15 +24,26 @@ def rows_of(record: RunRecord, price: float) -> list[dict[str, str]]:
     return [_row(stage, price) for stage in record.stages]
 
 
+def page_of(record: RunRecord, price: float) -> str:
+    """The same in Markdown: how it went in a line, what each stage did and where its output is, what it took."""
+    states = Counter(stage.state for stage in record.stages)
+    seconds = sum(stage.seconds for stage in record.stages)
+    told = ", ".join(f"{states[state]} {state}" for state in ("done", "skipped", "failed") if states[state])
+    line = f"**{told}** in {seconds:,.0f} s" + (f", at a cost of {seconds / 3600 * price:,.4f}" if price else "")
+    rows = [{"stage": f"{row.pop('stage')} {row.pop('what')}", **row} for row in rows_of(record, price)]
+    others = [name for name in (rows[0] if rows else ()) if name not in ("stage", *FIRST)]
+    return "\n\n".join([line, _table(rows, ("stage", *FIRST)), _table(rows, ("stage", *others))]) + "\n"
+
+
 @contextmanager
 def summarised(execution: ExecutionSettings) -> Iterator[None]:
-    """Show the stages of the run so far as an artifact once the block has ended, well or badly."""
+    """Show the stages of the run so far as an artifact of the flow under way once the block has ended, well or badly."""
     try:
         yield
     finally:
         record = current_record()
         try:
-            create_table_artifact(rows_of(record, execution.price), key=KEY, description=f"Stages of run {record.run}, begun {record.started}")
+            create_markdown_artifact(page_of(record, execution.price), key=KEY, description=f"Stages of run {record.run}, begun {record.started}")
         except Exception as error:  # what a run has done is worth more than its summary
             log.warning("the summary of the run cannot be shown: %s", error)
 
@@ -48,3 +63,10 @@ def _row(stage: StageCost, price: float) -> dict[str, str]:
     if price:
         row["cost"] = f"{stage.seconds / 3600 * price:,.4f}"
     return row | {"output or error": stage.error or stage.artifact}
+
+
+def _table(rows: Sequence[dict[str, str]], names: Sequence[str]) -> str:
+    words = ("stage", "state", "units", "output or error")
+    lines = [[*names], [":---" if name in words else "---:" for name in names]]
+    lines += [[f"**{row[name]}**" if row[name] == "failed" else escaped(row[name]) for name in names] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,6 +25,21 @@ def test_files_that_the_pages_name_exist():
             assert (ROOT / name).is_file(), f"{page} names {name}"
 
 
+def test_pictures_of_the_pages_exist_and_are_light():
+    """Those that a page shows, and no others in `docs/ui`."""
+    shown = {
+        (page.parent / name).resolve()
+        for page in (ROOT / "docs").glob("*.md")
+        for name in re.findall(r"!\[[^\]]+\]\(([^):]+)\)", page.read_text(encoding="utf-8"))
+    }
+    taken = set((ROOT / "docs/ui").iterdir())
+    assert taken <= shown
+    assert all(path.is_file() for path in shown)
+    sizes = [path.stat().st_size for path in taken]
+    assert max(sizes) <= 90 * 1024
+    assert sum(sizes) <= 400 * 1024
+
+
 def test_code_that_the_method_page_names_exists():
     """`module:name` below selfcascade, every one of them."""
     text = (ROOT / "docs/method.md").read_text(encoding="utf-8")

@@ -1,8 +1,10 @@
 """Records of runs: what is written, read back, and made into times and estimates."""
 
 import json
+import re
 
 import pytest
+from markdown_it import MarkdownIt
 
 from selfcascade import traffic
 from selfcascade.settings import SettingsError
@@ -12,7 +14,7 @@ from selfcascade_flows.outlook import Step
 from selfcascade_flows.rates import SECONDS, seconds_of
 from selfcascade_flows.variants import sampled_with, trainings, variant, variants
 from selfcascade_tasks.record import RunRecord, StageCost, UnitCost, earlier_costs, recorded
-from selfcascade_tasks.summary import rows_of
+from selfcascade_tasks.summary import page_of, rows_of
 
 UNIT = UnitCost(unit=0, work=10, seconds=5.0, cpu_seconds=4.0, peak_bytes=1000)
 
@@ -53,6 +55,15 @@ def test_a_summary_says_what_was_done_skipped_and_failed():
     assert [row["cost"] for row in rows] == ["0.0001", "1.2500", "2.5000", "0.0007"]
     assert (rows[1]["a second"], rows[1]["peak MiB"], rows[1]["MiB up"], rows[1]["MiB down"]) == ("0.50", "1,024", "3.0", "0.5")
     assert [row["output or error"] for row in rows] == ["datasets/a@1", "samples/b@2", "StoreFull: no room", "KeyboardInterrupt:"]
+    published = StageCost(stage="evaluate", name="c", artifact="reports/c@4", units=2, seconds=9.0, made=True)
+    assert (published.state, rows_of(RunRecord(run="r", started="now", stages=[published]), price=0)[0]["units"]) == ("done", "0 of 2 now")
+    page = page_of(RunRecord(run="r", started="now", stages=stages), price=2.5)
+    html = MarkdownIt("commonmark").enable("table").render(page)
+    assert html.startswith("<p><strong>1 done, 1 skipped, 2 failed</strong> in 5,401 s, at a cost of 3.7508</p>")
+    first, second = html.split("<table>")[1:]
+    assert re.findall("<td.*?>(.*)</td>", first)[4:8] == ["generate b", "done", "3 of 4 now", "samples/b@2"]
+    assert re.findall("<td.*?>(.*)</td>", second)[7:14] == ["generate b", "1,800", "0.50", "1,024", "3.0", "0.5", "1.2500"]
+    assert "<strong>failed</strong>" in first
     assert "cost" not in rows_of(RunRecord(run="r", started="now", stages=stages), price=0)[0]
 
 
