@@ -33,10 +33,13 @@ def status(runs: Runs = 3, config: Config = "demo", set_: Set = None, debug: Deb
             if not rows:
                 continue
             table = Table(box=None, padding=(0, 2, 0, 0))
+            needed = 0
             for name in rows[0]:
                 last = name == "output or error"
                 number = name in ("seconds", "a second", "peak MiB", "MiB up", "MiB down", "cost")
                 table.add_column(name, justify="right" if number else "left", no_wrap=not last, overflow="fold", min_width=24 if last else None)
+                needed += 2 + (24 if last else max(len(name), *(len(row[name]) for row in rows)))
+            console.width = max(console.width, needed)  # what does not fit runs over the edge, rather than losing its end
             for row in rows:
                 table.add_row(*row.values())
             console.print(table, markup=False)
