@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from selfcascade.adaptation.adapt import KINDS
+from selfcascade.adaptation.kinds import KINDS
 from selfcascade.config import AdaptationSettings, FinetuneSettings, GenerationSettings, Method, PipelineSettings, RowSettings
 from selfcascade.settings import SettingsError
 from selfcascade_tasks.artifacts import artifact_key

@@ -13,6 +13,7 @@ from selfcascade.adaptation.cache import Encoder, LatentCache, Recipe, encode_sh
 from selfcascade.adaptation.checkpoint import CheckpointFolder, clear_checkpoints, newest_step
 from selfcascade.adaptation.early_stop import check_early_stop
 from selfcascade.adaptation.folder import put_folder
+from selfcascade.adaptation.kinds import KINDS
 from selfcascade.adaptation.latent_error import latent_errors
 from selfcascade.adaptation.objective import NoiseObjective
 from selfcascade.adaptation.preview import Previewer, preview_specs
@@ -23,7 +24,6 @@ from selfcascade.adaptation.start import trainer_of
 from selfcascade.adaptation.tensorboard_log import TensorBoardLog, check_tensorboard
 from selfcascade.adaptation.training_run import TrainingRun, TrainingStep
 from selfcascade.adaptation.unfinished import check_unfinished, give_up_unfinished, leave_record
-from selfcascade.baselines.finetune import KINDS as FINETUNES
 from selfcascade.bases import ResolvedBase, load_pipeline, names_artifact, resolve_base
 from selfcascade.cascade.latent_upscaler import LatentUpscaler
 from selfcascade.cascade.pipeline import SelfCascadePipeline
@@ -32,10 +32,8 @@ from selfcascade.generation.models import resolve_device
 from selfcascade.generation.precision import warn_of_slow_precision
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError
-from selfcascade.storage import Artifact, ArtifactRef, Kind, Plan, Store, resolve
+from selfcascade.storage import Artifact, ArtifactRef, Plan, Store, resolve
 
-KINDS: Mapping[str, Kind] = MappingProxyType({"upsampler": "upsamplers", "latent-upscaler": "upscalers", "lora": FINETUNES["lora"], "full": FINETUNES["full"]})
-"""Kind of artifact of what is trained."""
 LEANER: Mapping[str, str] = MappingProxyType(
     {
         "upsampler": "gradient_checkpointing=true, upsampler.inject=skip or compute.dtype=bfloat16",

@@ -17,8 +17,9 @@ from PIL import Image
 from tiny_run import SIDE, tiny_settings
 
 from selfcascade import SelfCascadePipeline
-from selfcascade.adaptation.adapt import KINDS, adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
+from selfcascade.adaptation.adapt import adapt, encode_unit, plan_adaptation, publish_adaptation, train_upsampler
 from selfcascade.adaptation.checkpoint import Checkpoint, CheckpointFolder, newest_step
+from selfcascade.adaptation.kinds import KINDS
 from selfcascade.adaptation.trainer import Diverged, Trainer
 from selfcascade.adaptation.training_run import TrainingStep
 from selfcascade.cascade.upsampler import load_upsampler
