@@ -97,7 +97,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="picture of the first twelve prompts by every row")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    settings = configuration.load("demo", arguments.set)
+    # Against the cascade of as many steps everywhere: fewer of them in the later stage, as in the demo, is one of the settings that are measured.
+    settings = configuration.load("demo", ["generation.cascade.later_steps=null", *arguments.set])
     generation = settings.generation
     rows = rows_of(generation, arguments)
     load = {"base": generation.base, "dtype": generation.compute.dtype, "device": "cpu"}
