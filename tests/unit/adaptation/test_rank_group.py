@@ -88,7 +88,7 @@ def together(base: Path, **changes: object) -> AdaptationSettings:
 
 @pytest.mark.parametrize(
     ("how", "what"),
-    [("killed", "whole"), ("asked", "sharded"), *(pytest.param(*case, marks=pytest.mark.full) for case in (("killed", "sharded"), ("asked", "whole")))],
+    [("killed", "whole"), *(pytest.param(*case, marks=pytest.mark.full) for case in (("asked", "whole"), ("killed", "sharded"), ("asked", "sharded")))],
 )
 def test_two_processes_that_are_interrupted_publish_the_bytes_of_two_that_were_not(fresh: Callable[[], Store], tiny_base: Path, how: str, what: str) -> None:
     """A rank is killed, or the parent is asked to leave as by a machine that is taken away: the next run goes on, to the same weights, log and validations.
