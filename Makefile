@@ -99,12 +99,14 @@ $(VENV)-diffusers-%/.dev: $(VENV)/.dev
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'diffusers==$*.*'
 	touch $@
 
-# Other tools of evaluation, behind them what is installed. They want torchvision, which the main environment must not have.
+# Other tools of evaluation and reading, behind them what is installed. They want torchvision, which the main environment must not have.
 $(VENV)-peers/.dev: $(VENV)/.dev
 	$(BIN)/python -m venv --clear $(@D)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torch-fidelity==0.4.0 clean-fid==0.1.35 torchvision==0.28.0 prdc==0.2
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	mosaicml-streaming==0.13.0 brotli==1.2.1 python-snappy==0.7.3 cramjam==2.14.0 zstd==1.5.7.2 xxhash==4.1.0 catalogue==2.0.10
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn==1.9.0
 	touch $@
 

@@ -4,9 +4,9 @@ The same shards of incompressible pictures lie in one embedded server; every rea
 webdataset reads the tars through presigned URLs with its own curl pipe. streaming reads its own format (MDS), written from the same samples, in a process of
 its own; it downloads to disk, emptied before each run. Rounds take turns; wall-clock time is compared round by round.
 
-python tests/bench/reading.py [--mib 512] [--rounds 5] [--rate 85] [--peer PYTHON] [--out docs/results/reading.json]
+python tests/bench/reading.py [--mib 512] [--rounds 5] [--rate 85] [--peer .venv-peers/bin/python] [--out docs/results/reading.json]
 
-PYTHON is the interpreter of an environment in which mosaicml-streaming is installed; without it that row is left out. ``--rate`` puts nginx, which must be
+mosaicml-streaming runs in the environment of the peers, which `make test-peers` makes; without it that row is left out. ``--rate`` puts nginx, which must be
 installed, before the server and lets each connection have so many MiB a second, as S3 does (AWS names 85 to 90 MB/s for one request): loopback alone is
 faster than any network, and faster than SHA-256.
 """
@@ -71,6 +71,7 @@ http {{
 
 STREAMING = """
 import json, sys, time, shutil
+import peers.conftest  # torchvision imports after it
 from streaming import MDSWriter, StreamingDataset
 import os
 what, local, remote = sys.argv[1:4]
@@ -230,6 +231,7 @@ def peer_variables(store: Store, folder: Path) -> dict[str, str]:
     """Where streaming finds the store."""
     keys = keys_of(folder)
     return os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "AWS_ACCESS_KEY_ID": keys["access_key"],
         "AWS_SECRET_ACCESS_KEY": keys["secret_key"],
         "AWS_REGION": "us-east-1",
