@@ -698,10 +698,7 @@ class PipelineSettings(Settings):
     @field_validator("finetunes")
     @classmethod
     def _finetunes_differ(cls, finetunes: tuple[FinetuneSettings, ...]) -> tuple[FinetuneSettings, ...]:
-        labels = [finetune.label for finetune in finetunes]
-        twice = {label for label in labels if labels.count(label) > 1}
-        if twice:
-            raise ValueError(f"finetunes hold {min(twice)} twice; give each a rank of its own")
+        _refuse_twins("finetunes", [finetune.label for finetune in finetunes], "rank")
         return finetunes
 
     @field_validator("methods")
@@ -714,10 +711,7 @@ class PipelineSettings(Settings):
     @field_validator("rows")
     @classmethod
     def _rows_differ(cls, rows: tuple[RowSettings, ...]) -> tuple[RowSettings, ...]:
-        labels = [row.label for row in rows]
-        twice = {label for label in labels if labels.count(label) > 1}
-        if twice:
-            raise ValueError(f"rows hold {min(twice)!r} twice; give each a label of its own")
+        _refuse_twins("rows", [row.label for row in rows], "label")
         return rows
 
     def of_row(self, row: RowSettings) -> PipelineSettings:
@@ -740,3 +734,9 @@ class PipelineSettings(Settings):
         for row in self.rows:
             self.of_row(row)
         return self
+
+
+def _refuse_twins(entries: str, labels: list[str], way_out: str) -> None:
+    twins = {label for label in labels if labels.count(label) > 1}
+    if twins:
+        raise ValueError(f"{entries} hold {min(twins)} twice; give each a {way_out} of its own")

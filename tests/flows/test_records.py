@@ -203,5 +203,5 @@ def test_a_row_that_cannot_be_is_refused_in_one_line(row, message):
 
 
 def test_two_rows_of_one_label_are_refused():
-    with pytest.raises(SettingsError, match="rows hold 'a' twice; give each a label of its own"):
+    with pytest.raises(SettingsError, match="rows hold a twice; give each a label of its own"):
         load("demo", rows(("a", {"generation.seed": 1}), ("a", {"generation.seed": 2})))
