@@ -5,11 +5,14 @@ import re
 import shlex
 from typing import get_args
 
+import yaml
 from conftest import ROOT, script
 
 from selfcascade.adaptation.trainer import COLUMNS
 from selfcascade.config import AdaptationSettings, PipelineSettings
 from selfcascade_flows import configuration
+from selfcascade_flows.desired import Deployment
+from selfcascade_flows.variants import variants
 
 
 def test_the_list_of_modules_is_current():
@@ -89,3 +92,17 @@ def test_every_planted_defect_still_has_its_text_and_its_test():
         assert (ROOT / "selfcascade" / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1, mutant.name
         file, _, name = mutant.test.partition("::")
         assert f"def {name.partition('[')[0]}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), mutant.name
+
+
+def test_settings_that_a_page_shows_as_yaml_are_settings():
+    """Those of a run load, rows and all; those of deployments are what `deploy` reads."""
+    kinds = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            tree = yaml.safe_load(text)
+            if isinstance(tree, dict):
+                variants(PipelineSettings.from_tree(tree, origin=str(page)))
+            else:
+                Deployment.model_validate(tree[0])
+            kinds.append(type(tree))
+    assert {dict, list} <= set(kinds)
