@@ -39,8 +39,8 @@ def plan(settings: GenerationSettings, store: StoreSettings) -> GenerationPlan:
 
 
 def parts(settings: GenerationSettings, store: StoreSettings, plan: GenerationPlan, execution: ExecutionSettings) -> Iterator[GenerationPlan]:
-    """The chunks that are left, some for each task, made as they are asked for."""
-    size = min(MOST, -(-len(plan.todo) // (SHARES * side_by_side(execution))))
+    """The chunks that are left, some for each task, made as they are asked for; none where all are stored and not yet published."""
+    size = max(1, min(MOST, -(-len(plan.todo) // (SHARES * side_by_side(execution)))))
     for start in range(0, len(plan.todo), size):
         yield part_of(settings, opened(store), plan, plan.todo[start : start + size])
 
