@@ -21,7 +21,7 @@ from selfcascade_tasks.logs import begin_lines
 from selfcascade_tasks.metrics import OFF, Meters, meters
 from selfcascade_tasks.progress import StageProgress
 from selfcascade_tasks.record import StageCost, UnitCost, recorded, run_id
-from selfcascade_tasks.scope import within
+from selfcascade_tasks.scope import scope, within
 from selfcascade_tasks.store import opened
 from selfcascade_tasks.summary import summarised
 from selfcascade_tasks.workers import close_workers, side_by_side
@@ -84,7 +84,8 @@ def running(stage: str, plan: Plan, store: StoreSettings, execution: ExecutionSe
 
     def ended(cost: StageCost, own: Traffic) -> None:
         told.ended(cost, own)
-        level = logging.ERROR if cost.error else logging.INFO
+        # Whoever reads text has the error from the command or from Prefect already.
+        level = logging.ERROR if cost.error and scope().logs == "json" else logging.INFO
         log.log(level, "%s", cost.error or f"{stage} is {cost.state}: {ref}", extra={"state": cost.state, "seconds": cost.seconds, "done": cost.done})
 
     with logged(store, execution), within(stage=stage, artifact=str(ref)):
