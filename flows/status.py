@@ -19,7 +19,7 @@ def status(runs: Runs = 3, config: Config = "demo", set_: Set = None, debug: Deb
     from selfcascade.storage import Store
     from selfcascade_flows.configuration import load
     from selfcascade_tasks.record import earlier_records
-    from selfcascade_tasks.summary import rows_of
+    from selfcascade_tasks.summary import WORDS, rows_of
 
     settings = load(config, set_)
     console = Console(highlight=False, soft_wrap=True)
@@ -36,7 +36,7 @@ def status(runs: Runs = 3, config: Config = "demo", set_: Set = None, debug: Deb
             needed = 0
             for name in rows[0]:
                 last = name == "output or error"
-                number = name in ("seconds", "a second", "peak MiB", "MiB up", "MiB down", "cost")
+                number = name not in WORDS
                 table.add_column(name, justify="right" if number else "left", no_wrap=not last, overflow="fold", min_width=24 if last else None)
                 needed += 2 + (24 if last else max(len(name), *(len(row[name]) for row in rows)))
             console.width = max(console.width, needed)  # what does not fit runs over the edge, rather than losing its end

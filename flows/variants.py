@@ -51,9 +51,10 @@ def variants(run: PipelineSettings) -> dict[str, GenerationSettings]:
             found |= {finetune.label: _finetuned(run, finetune) for finetune in _finetunes(run, method)}
         else:
             found[method] = variant(run, method)
+    trained = _trained_for_rows(run)
     for row in run.rows:
         taken = {sampling.name for sampling in found.values()}
-        found[row.label] = _of_row(run, row)
+        found[row.label] = _of_row(run, row, trained.get(row.label))
         if found[row.label].name in taken:
             raise SettingsError(f"rows hold {row.label!r}, but another row's samples are called {found[row.label].name} already; give it another label")
     return found
@@ -67,8 +68,7 @@ def trainings(run: PipelineSettings) -> dict[str, AdaptationSettings]:
     """
     found = [run.adaptation] if "tuned" in run.methods and run.generation.upsampler is None else []
     for finetune in (each for method in run.methods if method in ("lora", "full") for each in _finetunes(run, method)):
-        changes = {"trainable": finetune.way, "rank": finetune.rank, "steps": finetune.steps or run.adaptation.steps, "lr": finetune.lr}
-        found.append(run.adaptation.model_copy(update={"name": artifact_key(run.adaptation.name, finetune.label), **changes}))
+        found.append(_finetuning(run, finetune))
     found += [training for _, training in _trained_for_rows(run).values()]
     return {reference(training, training.trainable): training for training in found}
 
@@ -101,15 +101,19 @@ def _finetunes(run: PipelineSettings, method: Method) -> list[FinetuneSettings]:
     return found
 
 
+def _finetuning(run: PipelineSettings, finetune: FinetuneSettings) -> AdaptationSettings:
+    changes = {"trainable": finetune.way, "rank": finetune.rank, "steps": finetune.steps or run.adaptation.steps, "lr": finetune.lr}
+    return run.adaptation.model_copy(update={"name": artifact_key(run.adaptation.name, finetune.label), **changes})
+
+
 def _finetuned(run: PipelineSettings, finetune: FinetuneSettings) -> GenerationSettings:
-    artifact = f"{KINDS[finetune.way]}/{artifact_key(run.adaptation.name, finetune.label)}"
+    artifact = reference(_finetuning(run, finetune), finetune.way)
     changes = {"name": artifact_key(run.generation.name, finetune.label), "finetuned": artifact}
     return variant(run, finetune.way).model_copy(update=changes)
 
 
-def _of_row(run: PipelineSettings, row: RowSettings) -> GenerationSettings:
+def _of_row(run: PipelineSettings, row: RowSettings, trained: tuple[Trained, AdaptationSettings] | None) -> GenerationSettings:
     changes: dict[str, str] = {"name": artifact_key(run.generation.name, row.label)}
-    trained = _trained_for_rows(run).get(row.label)
     if trained is not None:
         setting, training = trained
         changes[setting] = reference(training, training.trainable)

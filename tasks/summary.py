@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 KEY = "run-summary"
 FIRST = ("state", "units", "output or error")
 """Columns of the first table of the page, after the stage; the others are in the second. All of them beside each other would run out of the page."""
+WORDS = ("stage", "what", *FIRST)
+"""Columns that hold words; the others hold numbers."""
 
 
 def rows_of(record: RunRecord, price: float) -> list[dict[str, str]]:
@@ -66,7 +68,6 @@ def _row(stage: StageCost, price: float) -> dict[str, str]:
 
 
 def _table(rows: Sequence[dict[str, str]], names: Sequence[str]) -> str:
-    words = ("stage", "state", "units", "output or error")
-    lines = [[*names], [":---" if name in words else "---:" for name in names]]
+    lines = [[*names], [":---" if name in WORDS else "---:" for name in names]]
     lines += [[f"**{row[name]}**" if row[name] == "failed" else escaped(row[name]) for name in names] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
