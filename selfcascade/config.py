@@ -611,7 +611,7 @@ class GateSettings(Settings):
 class EvaluationSettings(Settings):
     """Distances between samples, real pictures and the base's own samples."""
 
-    FORMAT = 4  # errors of precision, recall, density and coverage; the pictures that look most and least real; FID in closed form; the whole lineage
+    FORMAT = 5  # what the half-samples said beside the numbers; errors of precision, recall, density and coverage; FID in closed form; the whole lineage
 
     name: Name = where("report", description="name of the report artifact")
     dataset: str = where("datasets/pictures", description="dataset artifact with the real pictures")

@@ -18,7 +18,8 @@ from selfcascade.evaluation.measured_set import bytes_of, is_cached, measured_se
 from selfcascade.evaluation.metrics import floor_of, layout_chance, measure
 from selfcascade.evaluation.pictures import extremes_of, read_shown, sheet_png, sheet_rows
 from selfcascade.evaluation.protocol import FurtherProtocol, Protocol
-from selfcascade.evaluation.published import METRICS_JSON, history_of, read_results
+from selfcascade.evaluation.published import METRICS_JSON, REPLICATES, history_of, read_results
+from selfcascade.evaluation.replicates import Replicates
 from selfcascade.evaluation.report import Times, render_report
 from selfcascade.evaluation.reproduction import command_of
 from selfcascade.evaluation.results import Extreme, Results, Spectrum
@@ -32,6 +33,7 @@ from selfcascade.settings import SettingsError
 from selfcascade.storage import Artifact, ArtifactRef, NotFound, Plan, Store, resolve
 
 METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT = "metrics.parquet", "table.md", "table.tex", "sheet.png", "report.html"
+_OBJECTS = [METRICS_JSON, METRICS_PARQUET, REPLICATES, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT]
 
 
 class EvaluationPlan(Plan):
@@ -145,7 +147,9 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
     if plan.published or artifact.published():
         return artifact.ref
     if not artifact.has(METRICS_JSON):
-        artifact.put(METRICS_JSON, _results(settings, store, plan).to_bytes())
+        results, replicates = _measured(settings, store, plan)
+        artifact.put(REPLICATES, replicates.to_parquet())  # first: numbers that are there have theirs beside them
+        artifact.put(METRICS_JSON, results.to_bytes())
     results = Results.model_validate_json(artifact.read(METRICS_JSON))
     artifact.put(METRICS_PARQUET, results.to_parquet())
     artifact.put(TABLE_MARKDOWN, markdown_table(results).encode())
@@ -153,7 +157,7 @@ def publish_evaluation(settings: EvaluationSettings, store: Store, plan: Evaluat
     pictures = read_shown(store, [item for item in plan.sets if item.method != "real"], results)
     artifact.put(SHEET, sheet_png(results, pictures))
     artifact.put(REPORT, render_report(results, pictures).encode())
-    return artifact.publish(counts=_counts(results), objects=[METRICS_JSON, METRICS_PARQUET, TABLE_MARKDOWN, TABLE_LATEX, SHEET, REPORT])
+    return artifact.publish(counts=_counts(results), objects=_OBJECTS)
 
 
 def gate_of(settings: EvaluationSettings, store: Store, ref: ArtifactRef) -> ArtifactRef | None:
@@ -200,7 +204,7 @@ def evaluate(
         return publish_evaluation(settings, store, plan)
 
 
-def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -> Results:
+def _measured(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -> tuple[Results, Replicates]:
     assert plan.protocol is not None
     found = {item.label: measured_set(settings, store, plan, index) for index, item in enumerate(plan.sets)}
     tables = {label: each.table for label, each in found.items()}
@@ -208,14 +212,14 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
     real, *methods = plan.sets
     base = next((item for item in methods if item.method == "base"), None)
     with torch_threads(settings.features.threads):
-        rows, differences = measure(settings, plan.sets, tables, further)
+        measurement = measure(settings, plan.sets, tables, further)
         floor = floor_of(settings, real, tables[real.label], methods[0].count, {name: found[real.label] for name, found in further.items()})
     lineage = lineage_of(store, {"real pictures": plan.dataset} | {item.label: item.ref for item in methods})
-    first, shown = tables[methods[0].label], {row.label for row in rows if row.shown}
+    first, shown = tables[methods[0].label], {row.label for row in measurement.rows if row.shown}
     splits = _prompt_splits(store, plan.dataset, first.prompt_ids)
     prompts = str(plan.dataset) if all(splits) else None
     commands = {item.label: command_of(Artifact(store, item.ref).manifest(), lineage, prompts) for item in methods}
-    return Results(
+    results = Results(
         name=settings.name,
         protocol=plan.protocol,
         real=real.artifact,
@@ -223,9 +227,9 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         pictures=len(first),
         prompts=len(set(first.prompt_ids)),
         real_pictures=len(tables[real.label]),
-        rows=tuple(row.model_copy(update={"command": commands[row.label]}) for row in rows),
+        rows=tuple(row.model_copy(update={"command": commands[row.label]}) for row in measurement.rows),
         floor=floor,
-        differences=differences,
+        differences=measurement.differences,
         layout_chance=None if base is None else layout_chance(tables[base.label]),
         chosen_on=settings.chosen_on,
         prompts_from=_prompts_from(splits, plan.dataset),
@@ -236,6 +240,7 @@ def _results(settings: EvaluationSettings, store: Store, plan: EvaluationPlan) -
         spectra=_spectra(plan.sets, tables, shown),
         settings=settings.what(),
     )
+    return results, measurement.replicates
 
 
 def _extremes(

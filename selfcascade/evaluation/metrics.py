@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from selfcascade.evaluation.further_metrics import further_floor, measure_furthe
 from selfcascade.evaluation.layout import layout_distances
 from selfcascade.evaluation.manifold import NAMES, manifold, manifold_replicates
 from selfcascade.evaluation.measured import Further, Halves, Measured, Shared, blank, flat, frechet_number, mean_number, put, value_of
-from selfcascade.evaluation.results import METRICS, Difference, Number, Row, metrics_with
+from selfcascade.evaluation.replicates import Replicates
+from selfcascade.evaluation.results import Difference, Number, Row, metrics_with
 from selfcascade.evaluation.sets import PictureSet
 from selfcascade.evaluation.spectrum import detail
 from selfcascade.evaluation.tables import FeatureTable
@@ -27,13 +28,22 @@ _TRIVIAL = "about zero by construction: an enlarged base picture is the base's p
 _NATIVE = "smaller than the target: no native-scale crops to compare"
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All numbers of the methods of a report."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    replicates: Replicates
+
+
 def measure(
     settings: EvaluationSettings,
     sets: Sequence[PictureSet],
     tables: Mapping[str, FeatureTable],
     further: Mapping[str, Mapping[str, Embeddings]] | None = None,
-) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
-    """Rows of the table, and the differences of every two shown methods at the target size.
+) -> Measurement:
+    """Rows of the table, the differences of every two shown methods at the target size, and what they rest on.
 
     Args:
         settings: counts and seeds.
@@ -66,8 +76,9 @@ def measure(
         )
         for item in methods
     )
+    replicates = Replicates(prompts, {label: each.values for label, each in measured.items()}, {label: each.replicates for label, each in measured.items()})
     compared = [row.label for row in rows if row.shown and row.method != "base"]
-    return rows, tuple(_differences(compared, measured, halves))
+    return Measurement(rows, tuple(replicates.differences(compared)), replicates)
 
 
 def floor_of(settings: EvaluationSettings, real: PictureSet, table: FeatureTable, count: int, further: Mapping[str, Embeddings] | None = None) -> Row | None:
@@ -207,15 +218,3 @@ def _note(item: PictureSet, methods: Sequence[PictureSet], shown: set[str]) -> s
         return ""
     etas = ", ".join(f"{other.eta:g}" for other in others if other.eta is not None)
     return f"the better by KID_r; also sampled with eta {etas}" if item.label in shown else "the worse by KID_r; not compared further"
-
-
-def _differences(labels: Sequence[str], measured: Mapping[str, Measured], halves: Halves) -> list[Difference]:
-    found = []
-    for first, second in combinations(labels, 2):
-        one, two = measured[first], measured[second]
-        for metric in METRICS:
-            if metric.judged and metric.name in one.values and metric.name in two.values:
-                both = metric.name in one.replicates and metric.name in two.replicates
-                error = halves.error(two.replicates[metric.name] - one.replicates[metric.name]) if both else None
-                found.append(Difference(first=first, second=second, metric=metric.name, value=two.values[metric.name] - one.values[metric.name], error=error))
-    return found

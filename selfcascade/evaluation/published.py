@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from selfcascade.evaluation.replicates import Replicates
 from selfcascade.evaluation.results import Results
 from selfcascade.storage import Artifact, ArtifactRef, Store
 from selfcascade.storage.listing import listing
 
-METRICS_JSON = "metrics.json"
+METRICS_JSON, REPLICATES = "metrics.json", "replicates.parquet"
 LONGEST = 20
 """Versions that are looked at for a history, the newest of them."""
 
@@ -27,6 +28,11 @@ class Past:
 def read_results(store: Store, ref: ArtifactRef) -> Results:
     """The numbers of a published report, verified."""
     return Results.model_validate_json(Artifact(store, ref).read(METRICS_JSON))
+
+
+def read_replicates(store: Store, ref: ArtifactRef) -> Replicates:
+    """What the half-samples of a published report said, verified."""
+    return Replicates.of_parquet(Artifact(store, ref).read(REPLICATES))
 
 
 def history_of(store: Store, ref: ArtifactRef) -> tuple[Past, ...]:

@@ -120,8 +120,8 @@ def compare(
         ref = ArtifactRef(kind="samples", name=f"row-{len(sets)}", version="0" * 64, uri="s3://none")
         eta = 0.0 if label == "real" else settings[label].cascade.eta
         sets.append(PictureSet(label=label, method=method, ref=ref, height=height, width=width, count=len(pictures), eta=eta))
-    rows, pairs = measure(evaluation, sets, tables)
-    return Comparison(made, seconds, rows, pairs)
+    measurement = measure(evaluation, sets, tables)
+    return Comparison(made, seconds, measurement.rows, measurement.differences)
 
 
 def lines_of(title: str, first: str, table: dict[str, dict[str, object]]) -> Iterator[str]:

@@ -77,7 +77,7 @@ def ours(settings: EvaluationSettings, network: FeatureNetwork, folders: tuple[P
         PictureSet(label=label, method=label, ref=ArtifactRef(kind="samples", name=label, version="0" * 64, uri="s3://x"), height=SIDE, width=SIDE, count=count)
         for label in tables
     ]
-    rows, _ = measure(settings, sets, tables)
+    rows = measure(settings, sets, tables).rows
     assert all(rows[0].numbers[name].error is not None for name in ("kid_r", "fid_r", "pkid_r", "pfid_r"))
 
 

@@ -65,7 +65,8 @@ def test_what_the_artifact_holds(scene):
     """metrics.json, a long table, a sheet that opens, a page that names the protocol under every table of numbers, counts that lead with KID."""
     artifact = Artifact(scene.store, scene.report)
     manifest = artifact.manifest()
-    assert [entry.key for entry in manifest.objects] == ["metrics.json", "metrics.parquet", "report.html", "sheet.png", "table.md", "table.tex"]
+    names = ["metrics.json", "metrics.parquet", "replicates.parquet", "report.html", "sheet.png", "table.md", "table.tex"]
+    assert [entry.key for entry in manifest.objects] == names
     assert manifest.counts["prompts"] == COUNT
     assert "KID_r x 1000, tuned" in manifest.counts
     assert set(manifest.inputs) == {"dataset", "features.weights", *(f"samples/{label}" for label in scene.samples)}
@@ -208,9 +209,12 @@ def test_the_numbers_of_the_run_that_was_first_are_the_reports(scene, settings):
     plan = plan_evaluation(chosen, scene.store, scene.dataset, scene.samples)
     results = read_results(scene.store, scene.report)
     rows = tuple(row.model_copy(update={"numbers": row.numbers | {"kid_r": Number(value=0.123456)}}) for row in results.rows)
+    replicates = Artifact(scene.store, scene.report).read("replicates.parquet")
+    scene.store.put_new(f"{plan.ref.prefix}/replicates.parquet", replicates)
     scene.store.put_new(f"{plan.ref.prefix}/metrics.json", results.model_copy(update={"rows": rows}).to_bytes())
     artifact = Artifact(scene.store, publish_evaluation(chosen, scene.store, plan))
     assert artifact.manifest().counts["KID_r x 1000, tuned"] == 123.456
+    assert artifact.read("replicates.parquet") == replicates
     assert artifact.read("report.html").decode().count(">123.5") >= 5
     table = pq.read_table(io.BytesIO(artifact.read("metrics.parquet"))).to_pylist()
     assert {row["value"] for row in table if row["metric"] == "kid_r" and row["method"] != "real"} == {0.123456}
