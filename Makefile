@@ -63,7 +63,7 @@ bench: $(VENV)/.dev $(VENV)-peers/.dev
 	$(BIN)/python tests/bench/operations.py --out operations.json
 	$(VENV)-peers/bin/python tests/bench/evaluation.py --out evaluation.json
 
-# Rewrites what is derived: comments of the shipped runs, tables of the README, list of modules.
+# Rewrites what is derived: comments of the shipped runs, tables of README and pages, list of modules.
 configs: $(VENV)/.dev
 	$(BIN)/python -m selfcascade_flows.configuration
 
@@ -74,6 +74,7 @@ constraints: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/claims.py
 	$(BIN)/python docs/modules.py
 
 clean:

@@ -12,6 +12,7 @@ import typer
 
 from selfcascade_flows.artifact_commands import add_artifact_commands
 from selfcascade_flows.check import check
+from selfcascade_flows.claims import claims
 from selfcascade_flows.params import params
 from selfcascade_flows.stages import Stage
 from selfcascade_flows.status import status
@@ -155,6 +156,7 @@ def deploy(
 app.command()(status)
 app.command()(params)
 app.command()(check)
+app.command()(claims)
 
 
 @app.command()

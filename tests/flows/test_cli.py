@@ -55,6 +55,7 @@ def test_help_is_quick_and_names_every_command(selfcascade):
         "status",
         "params",
         "check",
+        "claims",
         "configs",
         "store",
         "upsamplers",

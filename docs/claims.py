@@ -1,0 +1,267 @@
+"""Fill the verdicts and tables of ``docs/claims.md`` from the committed tables of the measured pieces: ``python docs/claims.py``. No figure is typed by hand.
+
+What the paper says is quoted beside ours (arXiv 2402.10491, tables 1 and 2); it is no measurement of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from tables import between
+
+from selfcascade.evaluation.replicates import Replicates
+from selfcascade.evaluation.report import heading, shown_number
+from selfcascade.evaluation.results import NAMED, Difference, Row
+from selfcascade_flows.claims import Piece, pieces, read_piece
+
+PAGE = Path(__file__).parent / "claims.md"
+FOLDER = Path(__file__).parent / "results/claims"
+COLUMNS = ("kid_r", "fid_r", "pkid_r", "pfid_r", "kid_b", "fid_b", "layout_b", "objects_b")
+"""Of the tables: the paper's, then what its figures show."""
+DERIVED = ("lanczos", "latent-sr", "tuning-free", "tuned")
+"""Methods that start from the base's own pictures, which are sampled once for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """That ``second`` is better than ``first`` in some metrics, at a scale."""
+
+    text: str
+    scale: str
+    first: str
+    second: str
+    metrics: tuple[str, ...]
+    paper: str
+    """The paper's figures, first to second."""
+
+
+CLAIMS = (
+    Claim(
+        "ScaleCrafter is better than direct sampling",
+        "4x",
+        "direct",
+        "scalecrafter",
+        ("fid_r", "fid_b"),
+        "FID_r 29.89 → 20.88, FID_b 24.21 → 16.67",
+    ),
+    Claim(
+        "tuning-free is better than direct sampling",
+        "4x",
+        "direct",
+        "tuning-free",
+        ("kid_r", "fid_r", "fid_b"),
+        "KID_r 10 → 4, FID_r 29.89 → 12.25, FID_b 24.21 → 6.09",
+    ),
+    Claim(
+        "tuning-free is better than ScaleCrafter",
+        "4x",
+        "scalecrafter",
+        "tuning-free",
+        ("fid_r", "fid_b"),
+        "FID_r 20.88 → 12.25, FID_b 16.67 → 6.09",
+    ),
+    Claim(
+        "tuned is better than tuning-free in patches and in what it keeps",
+        "4x",
+        "tuning-free",
+        "tuned",
+        ("pfid_r", "fid_b"),
+        "pFID_r 19.59 → 15.35, FID_b 6.09 → 3.15",
+    ),
+    Claim(
+        "tuned is better than full fine-tuning",
+        "4x",
+        "full",
+        "tuned",
+        ("kid_r", "fid_r", "pfid_r", "fid_b"),
+        "FID_r 21.88 → 12.40, pFID_r 19.33 → 15.35, FID_b 17.14 → 3.15",
+    ),
+    Claim(
+        "tuned is better than LoRA of rank 4",
+        "4x",
+        "lora rank 4",
+        "tuned",
+        ("kid_r", "fid_r", "pfid_r", "fid_b"),
+        "FID_r 14.74 → 12.40, pFID_r 18.06 → 15.35, FID_b 9.47 → 3.15",
+    ),
+    Claim(
+        "tuned is better than LoRA of rank 32",
+        "4x",
+        "lora rank 32",
+        "tuned",
+        ("kid_r", "fid_r", "pfid_r", "fid_b"),
+        "FID_r 17.02 → 12.40, pFID_r 18.65 → 15.35, FID_b 11.33 → 3.15",
+    ),
+    Claim("tuned is better than SD+SR in patch FID", "4x", "latent SR", "tuned", ("pfid_r",), "pFID_r 17.21 → 15.35"),
+    Claim("SD+SR keeps the better patch KID", "4x", "tuned", "latent SR", ("pkid_r",), "pKID_r 5.8 → 5.3"),
+    Claim(
+        "tuning-free is better than direct sampling",
+        "16x",
+        "direct",
+        "tuning-free",
+        ("kid_r", "fid_r", "fid_b"),
+        "KID_r 43 → 15, FID_r 104.70 → 38.99, FID_b 104.10 → 34.73",
+    ),
+    Claim(
+        "tuning-free is better than ScaleCrafter",
+        "16x",
+        "scalecrafter",
+        "tuning-free",
+        ("fid_r", "fid_b"),
+        "FID_r 59.40 → 38.99, FID_b 57.26 → 34.73",
+    ),
+    Claim(
+        "tuned is better than tuning-free in every column",
+        "16x",
+        "tuning-free",
+        "tuned",
+        ("kid_r", "fid_r", "kid_b", "fid_b"),
+        "KID_r 15 → 5, FID_r 38.99 → 18.46, FID_b 34.73 → 8.99",
+    ),
+)
+"""KID times 1,000 throughout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """All pieces of one scale, which share base, prompts and real pictures."""
+
+    name: str
+    found: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, name: str) -> Scale | None:
+        """The pieces on record whose names begin with ``claims-NAME``; None without any.
+
+        Raises:
+            ValueError: two of them may not be compared.
+        """
+        found = tuple(piece for each in pieces() if each.startswith(f"claims-{name}") and (piece := read_piece(FOLDER, each)))
+        for piece in found[1:]:
+            if (why := found[0].results.incomparable(piece.results)) or _base(piece) != _base(found[0]):
+                raise ValueError(f"{piece.name} and {found[0].name} are no parts of one table: {why or 'the base was sampled otherwise'}")
+        return cls(name, found) if found else None
+
+    @property
+    def replicates(self) -> Replicates:
+        """Of all pieces."""
+        return reduce(Replicates.joined, (piece.replicates for piece in self.found))
+
+    def rows(self) -> Iterator[tuple[Piece, Row]]:
+        """Every shown row once, in the order of the pieces and of the methods."""
+        told: set[str] = set()
+        for piece in self.found:
+            for row in piece.results.shown():
+                if row.label not in told:
+                    told.add(row.label)
+                    yield piece, row
+
+    def label(self, name: str) -> str | None:
+        """What the rows call ``name``, direct sampling by its eta; None where no row is of it."""
+        return next((row.label for _, row in self.rows() if name in (row.label, row.method if row.method == "direct" else "")), None)
+
+
+def filled(text: str) -> str:
+    """The page with what lies between its marks made anew."""
+    for block, make in BLOCKS.items():
+        text = between(text, block, make())
+    return text
+
+
+def verdicts() -> str:
+    """Markdown: each claim, the paper's figures, the differences here with intervals, and what follows."""
+    lines = ["| claim | at | the paper | here, with 95 % intervals | |", "|---|---|---|---|---|"]
+    scales = {name: Scale.of(name) for name in ("4x", "16x")}
+    for claim in CLAIMS:
+        found = list(_differences(claim, scales[claim.scale]))
+        here = "; ".join(_told(item) for item in found) or "not measured yet"
+        lines.append(f"| {claim.text} | {claim.scale} | {claim.paper} | {here} | {verdict(found)} |")
+    return "\n".join([*lines, "", "Differences are the second method's number minus the first's; KID is shown times 1,000. Lower is better everywhere."])
+
+
+def verdict(differences: Iterable[Difference]) -> str:
+    """What differences that should all lie below 0 say together."""
+    spans = [item.interval for item in differences]
+    clear = [span for span in spans if span is not None and span.excludes_zero]
+    if not spans:
+        return "–"
+    if not clear:
+        return "**not decided**: no interval excludes 0"
+    if any(span.value > 0 for span in clear):
+        return "**does not hold here**" if all(span.value > 0 for span in clear) else "**holds in part**"
+    return "**holds**" if len(clear) == len(spans) else "**holds in part**"
+
+
+def table(name: str) -> str:
+    """Markdown: a row for each method at a scale with every column of the paper, and cost."""
+    scale = Scale.of(name)
+    if scale is None:
+        return f"`selfcascade claims` measures them: {', '.join(each for each in pieces() if each.startswith(f'claims-{name}'))}."
+    metrics = [NAMED[metric] for metric in COLUMNS]
+    lines = [
+        f"| method | trained numbers | steps | time | peak MiB | {' | '.join(heading(metric) for metric in metrics)} |",
+        f"|---|---:|---:|---:|---:|{'---:|' * len(metrics)}",
+    ]
+    direct = scale.label("direct")
+    for piece, row in scale.rows():
+        trained = piece.costs.get(row.label, {}).get("parameters")
+        cells = [row.label, f"{trained:,}" if trained else "0", f"{piece.steps[row.label]:,}" if row.label in piece.steps else "–"]
+        cells += [_time(scale, piece, row, direct), _peak(piece, row.label)]
+        for metric in metrics:
+            number = row.numbers[metric.name]
+            error = "" if number.error is None else f" ± {shown_number(number.error, metric)}"
+            cells.append("–" if number.value is None else shown_number(number.value, metric) + error)
+        lines.append("| " + " | ".join(cells) + " |")
+    results = scale.found[0].results
+    counts = f"{results.pictures} pictures of {results.prompts} held-out prompts a method against {results.real_pictures} real ones ({results.real})"
+    about = f"{results.protocol.caption(counts)} ± is a standard error. Time is that of a picture over direct sampling's, the base's own passes included."
+    hours = ", ".join(f"{piece.name} {sum(piece.stages.values()) / 3600:.1f} h on {piece.machine}" for piece in scale.found)
+    return "\n".join([*lines, "", about, "", f"The pieces took {hours}."])
+
+
+def _base(piece: Piece) -> str:
+    return next(row.artifact for row in piece.results.rows if row.method == "base")
+
+
+def _differences(claim: Claim, scale: Scale | None) -> Iterator[Difference]:
+    if scale is None:
+        return
+    first, second = scale.label(claim.first), scale.label(claim.second)
+    for metric in claim.metrics:
+        if first is not None and second is not None and (found := scale.replicates.difference(first, second, metric)) is not None:
+            yield found
+
+
+def _told(item: Difference) -> str:
+    metric, span = NAMED[item.metric], item.interval
+    interval = "" if span is None else f" ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
+    return f"{metric.heading} {shown_number(item.value, metric, signed=True)}{interval}"
+
+
+def _seconds(cost: Mapping[str, Any] | None) -> float | None:
+    return cost["seconds"] / cost["pictures"] if cost else None
+
+
+def _time(scale: Scale, piece: Piece, row: Row, direct: str | None) -> str:
+    whole = next((found for each in scale.found if direct and (found := _seconds(each.costs.get(direct)))), None)
+    own, base = _seconds(piece.costs.get(row.label)), _seconds(piece.costs.get("base"))
+    if whole is None or own is None or base is None:
+        return "–"
+    return f"{(own + (base if row.method in DERIVED else 0)) / whole:.2f}×"
+
+
+def _peak(piece: Piece, label: str) -> str:
+    peak = piece.costs.get(label, {}).get("peak_bytes")
+    return f"{peak / 2**20:,.0f}" if peak else "–"
+
+
+BLOCKS = {"claims": verdicts, "claims-4x": lambda: table("4x"), "claims-16x": lambda: table("16x")}
+"""What fills each block of the page."""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""The measured claims: what is kept of a piece, when it is measured again, and what follows from its numbers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import SMALL, copied, environment, script
+
+from selfcascade.evaluation.results import Difference
+from selfcascade_flows.claims import is_on_record, read_piece
+from selfcascade_flows.configuration import dump, load
+
+
+@pytest.fixture(scope="module")
+def claims():
+    """The script that fills the page."""
+    script("docs/tables.py")
+    return script("docs/claims.py")
+
+
+def difference(value, error):
+    return Difference(first="a", second="b", metric="fid_r", value=value, error=error)
+
+
+def test_a_piece_is_measured_once_and_leaves_its_tables(home, tmp_path, claims, monkeypatch):
+    """By the command, on a run that is published: numbers, half-samples and costs are those of its report; the page is made from them."""
+    cwd = copied(home, tmp_path / "home")
+    settings = load("demo", [f"{name}={value}" for name, value in SMALL.items()])
+    (cwd / "shipped").mkdir()
+    (cwd / "shipped/claims-4x-small.yaml").write_text(dump(settings))
+    code = (
+        "import pathlib, sys; from selfcascade_flows import cli, configuration; configuration.FOLDER = pathlib.Path('shipped'); "
+        "sys.exit(cli.main(['claims', *sys.argv[1:], '--folder', 'kept']))"
+    )
+
+    def run(*words):
+        return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+    first, second, wrong = run(), run("claims-4x-small"), run("demo")
+    assert (first.returncode, second.returncode, wrong.returncode) == (0, 0, 2), first.stderr
+    assert "Tables:  kept/claims-4x-small" in first.stdout
+    assert (second.stdout, second.stderr.strip()) == ("", "claims-4x-small is on record: kept/claims-4x-small")
+    assert wrong.stderr == "selfcascade: 'demo' is no piece; there are claims-4x-small\n"
+    piece = read_piece(cwd / "kept", "claims-4x-small")
+    assert [row.label for row in piece.results.shown()] == [
+        "base",
+        "lanczos",
+        next(label for label in piece.costs if "direct" in label),
+        "tuning-free",
+        "tuned",
+    ]
+    for item in piece.results.differences:
+        assert piece.replicates.difference(item.first, item.second, item.metric) == item
+    assert piece.steps == {"tuned": SMALL["adaptation.steps"]}
+    assert piece.costs["tuned"]["parameters"] > 1000
+    assert all(cost["seconds"] > 0 and cost["pictures"] == 4 for cost in piece.costs.values())
+    assert is_on_record(cwd / "kept", "claims-4x-small", settings)
+    assert not is_on_record(cwd / "kept", "claims-4x-small", settings.model_copy(update={"direct_etas": (0.0,)}))
+
+    monkeypatch.setattr(claims, "FOLDER", cwd / "kept")
+    monkeypatch.setattr(claims, "pieces", lambda: ["claims-4x-small"])
+    rows = [line.split(" | ") for line in claims.table("4x").splitlines() if line.startswith("| ")]
+    direct, tuned = rows[3], rows[5]
+    assert (direct[4 - 1], tuned[2]) == ("1.00×", "4")
+    assert float(tuned[3][:-1]) == pytest.approx(
+        (piece.costs["tuned"]["seconds"] + piece.costs["base"]["seconds"]) / piece.costs[direct[0][2:]]["seconds"], abs=0.006
+    )
+    wanted = next(item for item in piece.results.differences if (item.first, item.second, item.metric) == ("tuning-free", "tuned", "fid_b"))
+    line = next(line for line in claims.verdicts().splitlines() if line.startswith("| tuned is better than tuning-free in patches"))
+    assert f"FID_b {'−' if wanted.value < 0 else '+'}{abs(wanted.value):.0f} (" in line
+    assert "| not measured yet | – |" in claims.verdicts()
+
+
+def test_a_piece_that_is_cut_short_is_none(tmp_path):
+    assert read_piece(tmp_path, "claims-4x") is None
+    (tmp_path / "claims-4x").mkdir()
+    (tmp_path / "claims-4x/metrics.json").write_text(json.dumps({}))
+    assert read_piece(tmp_path, "claims-4x") is None
+    assert not is_on_record(tmp_path, "claims-4x", load("claims-4x"))
+
+
+@pytest.mark.parametrize(
+    ("differences", "says"),
+    [
+        ([difference(-5, 1)], "holds"),
+        ([difference(-5, 1), difference(-1, 1)], "holds in part"),
+        ([difference(-5, 1), difference(5, 1)], "holds in part"),
+        ([difference(5, 1), difference(-1, 1)], "does not hold here"),
+        ([difference(-1, 1), difference(1, 1), difference(-5, None)], "not decided"),
+        ([], "–"),
+    ],
+)
+def test_a_verdict_follows_from_the_intervals(claims, differences, says):
+    assert claims.verdict(differences).split(":")[0].strip("*") == says
+
+
+def test_the_page_is_that_of_the_committed_pieces(claims):
+    text = claims.PAGE.read_text(encoding="utf-8")
+    assert claims.filled(text) == text, "run `make docs`"
