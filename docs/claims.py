@@ -13,6 +13,7 @@ from typing import Any
 
 from tables import between
 
+from selfcascade.evaluation.intervals import Interval, standard_error
 from selfcascade.evaluation.replicates import Replicates
 from selfcascade.evaluation.report import heading, shown_number
 from selfcascade.evaluation.results import NAMED, Difference, Row
@@ -22,6 +23,8 @@ PAGE = Path(__file__).parent / "claims.md"
 FOLDER = Path(__file__).parent / "results/claims"
 COLUMNS = ("kid_r", "fid_r", "pkid_r", "pfid_r", "kid_b", "fid_b", "layout_b", "objects_b")
 """Of the tables: the paper's, then what its figures show."""
+GAINS = ("pfid_r", "fid_b", "kid_b", "layout_b", "objects_b")
+"""Where an upsampler is said to help."""
 DERIVED = ("lanczos", "latent-sr", "tuning-free", "tuned")
 """Methods that start from the base's own pictures, which are sampled once for all of them."""
 
@@ -196,6 +199,44 @@ def verdict(differences: Iterable[Difference]) -> str:
     return "**holds**" if len(clear) == len(spans) else "**holds in part**"
 
 
+def kept() -> str:
+    """Markdown: the share of upsampler A's gain over tuning-free that the small ones keep, at 4x, with intervals."""
+    scale = Scale.of("4x")
+    names = [] if scale is None else [label for _, row in scale.rows() if (label := row.label) in ("tuned C", "tuned D")]
+    if scale is None or not names:
+        return "`selfcascade claims claims-4x-trained` measures it."
+    lines = ["| of A's gain over tuning-free | numbers | " + " | ".join(heading(NAMED[metric]) for metric in GAINS) + " |", "|---|---:|" + "---:|" * len(GAINS)]
+    for name in names:
+        numbers = next(piece.costs[name]["parameters"] for piece, row in scale.rows() if row.label == name)
+        lines.append(f"| {name} | {numbers:,} | " + " | ".join(_share(scale.replicates, name, metric) for metric in GAINS) + " |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "With 95 % intervals; blank where A's own gain is not clear, so that there is nothing to keep a share of. The paper's aim is 0.002M numbers.",
+        ]
+    )
+
+
+def share_kept(replicates: Replicates, whole: str, part: str, metric: str, reference: str = "tuning-free") -> Interval | None:
+    """How much of what ``whole`` gains over ``reference`` the method ``part`` gains, None where the gain is not clear.
+
+    The error is that of a ratio of means, linear in both: the half-samples of ``part``'s gain less the share of those of ``whole``'s.
+    """
+    gain, own = (replicates.difference(reference, label, metric) for label in (whole, part))
+    span = None if gain is None else gain.interval
+    if gain is None or own is None or span is None or span.high >= 0:
+        return None
+    share = own.value / gain.value
+    drawn = {label: replicates.drawn[label][metric] - replicates.drawn[reference][metric] for label in (whole, part)}
+    return Interval(share, standard_error(drawn[part] - share * drawn[whole], replicates.prompts) / abs(gain.value))
+
+
+def _share(replicates: Replicates, name: str, metric: str) -> str:
+    span = share_kept(replicates, "tuned", name, metric)
+    return "" if span is None else f"{100 * span.value:.0f} % ({100 * span.low:.0f} to {100 * span.high:.0f})"
+
+
 def table(name: str) -> str:
     """Markdown: a row for each method at a scale with every column of the paper, and cost."""
     scale = Scale.of(name)
@@ -259,7 +300,7 @@ def _peak(piece: Piece, label: str) -> str:
     return f"{peak / 2**20:,.0f}" if peak else "–"
 
 
-BLOCKS = {"claims": verdicts, "claims-4x": lambda: table("4x"), "claims-16x": lambda: table("16x")}
+BLOCKS = {"claims": verdicts, "claims-kept": kept, "claims-4x": lambda: table("4x"), "claims-16x": lambda: table("16x")}
 """What fills each block of the page."""
 
 

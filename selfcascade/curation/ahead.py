@@ -9,6 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+PICTURES = max(8, os.cpu_count() or 1)
+"""Decoded pictures that are held ahead of whoever asks for them; one of 4096 px takes 48 MiB."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from selfcascade.curation import shards
-from selfcascade.curation.ahead import mapped
+from selfcascade.curation.ahead import PICTURES, mapped
 from selfcascade.curation.index import numbered, tars_of
 from selfcascade.curation.splits import Split
 from selfcascade.storage import Artifact
@@ -46,7 +46,7 @@ def read_samples(artifact: Artifact, split: Split | None = None) -> Iterator[Sam
             path = Path(folder, name)
             artifact.download(name, path)
             chosen = (stored for stored in shards.read_tar(path) if split is None or stored.fields["split"] == split)
-            yield from mapped(_decoded, chosen)
+            yield from mapped(_decoded, chosen, ahead=PICTURES)
             path.unlink()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from selfcascade.evaluation.features import as_batch
@@ -67,11 +68,19 @@ class Embedding:
         self._names: list[tuple[str, str, str]] = []
         self._heap = Heap()
 
+    def look(self, picture: Picture) -> Tensor:
+        """A picture as the network wants it; from any thread."""
+        return self.network.resized(as_batch([picture.image]))
+
+    def take(self, picture: Picture, look: Tensor) -> None:
+        """The next picture, as :meth:`look` saw it."""
+        self._names.append((picture.prompt_id, picture.key, picture.prompt))
+        self._batches.add(look)
+        self._heap.passed(picture.image.nbytes)
+
     def add(self, picture: Picture) -> None:
         """Take the next picture."""
-        self._names.append((picture.prompt_id, picture.key, picture.prompt))
-        self._batches.add(self.network.resized(as_batch([picture.image])))
-        self._heap.passed(picture.image.nbytes)
+        self.take(picture, self.look(picture))
 
     def result(self) -> Embeddings:
         """Of all pictures that came.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from selfcascade.config import EvaluationSettings, FeatureSettings, FurtherFeatures
+from selfcascade.curation.ahead import PICTURES, mapped
 from selfcascade.evaluation.embeddings import Embedding, Embeddings
 from selfcascade.evaluation.features import load_features, weights_path, weights_sha256
 from selfcascade.evaluation.networks.network import FeatureNetwork
 from selfcascade.evaluation.sets import PictureSet, read_pictures
-from selfcascade.evaluation.tables import CropPlan, Extraction, FeatureTable
+from selfcascade.evaluation.tables import CropPlan, Extraction, FeatureTable, Look, Picture
 from selfcascade.generation.threads import torch_threads
 from selfcascade.settings import SettingsError, digest_of
 from selfcascade.storage import Store
@@ -61,11 +64,7 @@ def measured_set(settings: EvaluationSettings, store: Store, plan: EvaluationPla
             name: Embedding(networks[name], batch=each.batch, device=plan.device) for name, each in missing.items() if not _shares_pass(settings, plan, each)
         }
         if extraction is not None or embeddings:
-            for picture in read_pictures(store, chosen):
-                if extraction is not None:
-                    extraction.add(picture)
-                for embedding in embeddings.values():
-                    embedding.add(picture)
+            _pass(read_pictures(store, chosen), extraction, list(embeddings.values()))
         if extraction is not None:
             table = extraction.result()
             store.put_cache(keys[TABLE], table.to_bytes())
@@ -74,6 +73,20 @@ def measured_set(settings: EvaluationSettings, store: Store, plan: EvaluationPla
     for name, embedded in made.items():
         store.put_cache(keys[name], embedded.to_bytes())
     return MeasuredSet(table, {each.network: (further | made)[each.network] for each in settings.further})
+
+
+def _pass(pictures: Iterator[Picture], extraction: Extraction | None, embeddings: Sequence[Embedding]) -> None:
+    """Every picture through every network; what needs none is done by threads ahead of them."""
+
+    def look(numbered: tuple[int, Picture]) -> tuple[Picture, Look | None, list[Tensor]]:
+        place, picture = numbered
+        return picture, None if extraction is None else extraction.look(place, picture), [embedding.look(picture) for embedding in embeddings]
+
+    for picture, own, others in mapped(look, enumerate(pictures), ahead=PICTURES):
+        if extraction is not None and own is not None:
+            extraction.take(own)
+        for embedding, other in zip(embeddings, others, strict=True):
+            embedding.take(picture, other)
 
 
 def is_cached(settings: EvaluationSettings, store: Store, plan: EvaluationPlan, index: int) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from selfcascade.config import EvaluationSettings
+from selfcascade.curation.ahead import PICTURES, mapped
 from selfcascade.evaluation.crops import crop_rule
 from selfcascade.evaluation.feature_cache import FeatureCache
 from selfcascade.evaluation.features import as_batch
@@ -97,34 +100,42 @@ class SideMeasuring:
         self, source: PictureSource, whole: MeasuredSide | None, sizes: list[Size] | None, found: dict[Size, NDArray[np.float32]] | None = None
     ) -> MeasuredSide:
         """One pass over the pictures for what is missing: for their features too where ``whole`` is None."""
-        batch = self._settings.features.batch
-        batches = Batches(self._network.embed, batch, self._device)
-        seen, shapes, count, heap = set[bytes](), set[Size](), 0, Heap()
-        croppings: dict[Size, Cropping] = {}
-        for image in source.read():
-            size: Size = image.shape[:2]
-            if not count:
-                wanted = [size] if sizes is None else sizes
-                croppings = {each: self._cropping(each) for each in wanted if self._settings.crop <= min(each)}
-            count += 1
-            shapes.add(size)
-            if whole is None:
-                seen.add(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest())
-                batches.add(self._network.resized(as_batch([image])))
-            for each in [each for each in croppings if (size != each if sizes is None else not _reaches(size, each))]:
-                del croppings[each]
-            for cropping in croppings.values():
-                cropping.add(image)
-            heap.passed(image.nbytes)
-        if not count:
+        images = source.read()
+        first = next(images, None)
+        if first is None:
             raise SettingsError(f"{source.name} holds no picture; there is nothing to compare")
+        batches = Batches(self._network.embed, self._settings.features.batch, self._device)
+        wanted = [first.shape[:2]] if sizes is None else sizes
+        croppings = {each: self._cropping(each) for each in wanted if self._settings.crop <= min(each)}
+
+        def look(numbered: tuple[int, NDArray[np.uint8]]) -> _Look:
+            place, image = numbered
+            size: Size = image.shape[:2]
+            fitting = [each for each in croppings if (size == each if sizes is None else _reaches(size, each))]
+            crops = {each: croppings[each].cut(place, image)[1] for each in fitting}
+            if whole is not None:
+                return _Look(size, image.nbytes, crops)
+            digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+            return _Look(size, image.nbytes, crops, digest, self._network.resized(as_batch([image])))
+
+        seen, shapes, count, heap, kept = set[bytes](), set[Size](), 0, Heap(), list(croppings)
+        for looked in mapped(look, enumerate(chain([first], images)), ahead=PICTURES):
+            count += 1
+            shapes.add(looked.size)
+            if looked.digest is not None and looked.whole is not None:
+                seen.add(looked.digest)
+                batches.add(looked.whole)
+            kept = [each for each in kept if each in looked.crops]
+            for each in kept:
+                croppings[each].take(looked.crops[each])
+            heap.passed(looked.nbytes)
         if whole is None:
             heights, widths = zip(*shapes, strict=True)
             smallest, largest = (min(heights), min(widths)), (max(heights), max(widths))
             whole = MeasuredSide(batches.result(), {}, smallest, largest, count - len(seen))
             beside = {"smallest": smallest, "largest": largest, "duplicates": whole.duplicates}
             self._cache.put(self._key(source), {"features": whole.features}, beside)
-        made = {size: cropping.result() for size, cropping in croppings.items()}
+        made = {size: croppings[size].result() for size in kept}
         for size, crops in made.items():
             self._cache.put(self._crop_key(source, size), {"crops": crops}, None)
         return MeasuredSide(whole.features, (found or {}) | made, whole.smallest, whole.largest, whole.duplicates)
@@ -139,6 +150,18 @@ class SideMeasuring:
     def _crop_key(self, source: PictureSource, size: Size) -> dict[str, Any]:
         rule = crop_rule(side=self._settings.crop, count=self._settings.crops_per_image, seed=self._settings.seed)
         return self._key(source) | {"crop": rule, "size": size}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """What a picture shows without the network, looked at by a thread ahead of it."""
+
+    size: Size
+    nbytes: int
+    crops: dict[Size, Tensor]
+    """By the size that the picture was brought to; none of a size that it does not fit."""
+    digest: bytes | None = None
+    whole: Tensor | None = None
 
 
 def _reaches(size: Size, target: Size) -> bool:

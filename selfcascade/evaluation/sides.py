@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfcascade.config import EvaluationSettings
-from selfcascade.curation.ahead import mapped
+from selfcascade.curation.ahead import PICTURES, mapped
 from selfcascade.curation.decoding import format_of_name, open_picture
 from selfcascade.curation.reading import read_samples
 from selfcascade.curation.record import Rejected
@@ -29,8 +29,6 @@ from selfcascade.storage import Artifact, Store, resolve
 
 MAX_PIXELS = 1 << 28
 """Of a picture in a folder; a larger one is refused before it is decoded."""
-AHEAD = 8
-"""Pictures decoded before the network asks for them: at 4096 px they take 50 MB each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +85,7 @@ def how_made(network: FeatureNetwork, weights_sha256: str) -> dict[str, str]:
 def _folder(text: str, folder: Path) -> PictureSource:
     """Pictures of a folder and those below it, by name, decoded ahead of the network."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and format_of_name(path.name) is not None)
-    return PictureSource(text, digest_of(list(mapped(file_digest, paths))), partial(mapped, read_picture, paths, ahead=AHEAD))
+    return PictureSource(text, digest_of(list(mapped(file_digest, paths))), partial(mapped, read_picture, paths, ahead=PICTURES))
 
 
 def file_digest(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,10 +90,27 @@ class FeatureTable:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What is seen of a picture before any network: small, whatever size the picture has."""
+
+    name: tuple[str, str]
+    """Prompt and key."""
+    size: int
+    """Bytes of the picture."""
+    whole: Tensor | None
+    """(1, 3, side, side), as the network wants it."""
+    crops: Tensor | None
+    """(count, 3, side, side)"""
+    small: NDArray[np.uint8]
+    objects: int
+    spectrum: NDArray[np.float32] | None
+
+
 class Extraction:
     """Gathers what there is to know of pictures that come one by one, in the order of their keys: a picture's place fixes its crops.
 
-    Each is held in its full size alone, whatever the set's length.
+    What needs no network (:meth:`look`) may be done by threads ahead of what does (:meth:`take`), so that no network waits for it.
 
     Args:
         network: on ``device`` already.
@@ -105,21 +122,33 @@ class Extraction:
 
     def __init__(self, network: FeatureNetwork, *, small: tuple[int, int], crops: CropPlan | None, batch: int, device: str = "cpu") -> None:
         self.network, self.small = network, small
-        self._names: list[tuple[str, str]] = []
-        self._thumbnails: list[NDArray[np.uint8]] = []
-        self._spectra: list[NDArray[np.float32]] = []
+        self._looks: list[Look] = []
         self._whole = Batches(network.embed, batch, device)
         self._cropped = None if crops is None else Cropping(network, crops, batch=batch, device=device)
         self._heap = Heap()
 
+    def look(self, place: int, picture: Picture) -> Look:
+        """All of picture number ``place`` that needs no network; from any thread, in any order."""
+        thumbnail = shrink(picture.image, self.small)
+        whole = self.network.resized(as_batch([picture.image]))
+        crops, rings = None, None
+        if self._cropped is not None:
+            image, crops = self._cropped.cut(place, picture.image)
+            rings = spectrum(image)
+        return Look((picture.prompt_id, picture.key), picture.image.nbytes, whole, crops, thumbnail, count_objects(thumbnail), rings)
+
+    def take(self, look: Look) -> None:
+        """The next picture, as :meth:`look` saw it."""
+        self._looks.append(replace(look, whole=None, crops=None))
+        assert look.whole is not None
+        self._whole.add(look.whole)
+        if self._cropped is not None and look.crops is not None:
+            self._cropped.take(look.crops)
+        self._heap.passed(look.size)
+
     def add(self, picture: Picture) -> None:
         """Take the next picture."""
-        self._names.append((picture.prompt_id, picture.key))
-        self._thumbnails.append(shrink(picture.image, self.small))
-        self._whole.add(self.network.resized(as_batch([picture.image])))
-        if self._cropped is not None:
-            self._spectra.append(spectrum(self._cropped.add(picture.image)))
-        self._heap.passed(picture.image.nbytes)
+        self.take(self.look(len(self._looks), picture))
 
     def result(self) -> FeatureTable:
         """The table of all pictures that came.
@@ -127,19 +156,21 @@ class Extraction:
         Raises:
             SettingsError: none did.
         """
-        if not self._names:
+        if not self._looks:
             raise SettingsError("a set of pictures is empty; there is nothing to compare")
-        order = sorted(range(len(self._names)), key=lambda place: self._names[place])
+        order = sorted(range(len(self._looks)), key=lambda place: self._looks[place].name)
+        looks = [self._looks[place] for place in order]
         features = self._whole.result()
         patches = None if self._cropped is None else self._cropped.result()
+        spectra = [look.spectrum for look in looks if look.spectrum is not None]
         return FeatureTable(
-            keys=tuple(self._names[place][1] for place in order),
-            prompt_ids=tuple(self._names[place][0] for place in order),
+            keys=tuple(look.name[1] for look in looks),
+            prompt_ids=tuple(look.name[0] for look in looks),
             features=features[order],
             crops=None if patches is None else patches[order],
-            small=np.stack([self._thumbnails[place] for place in order]),
-            objects=np.array([count_objects(self._thumbnails[place]) for place in order], dtype=np.int64),
-            spectra=np.stack([self._spectra[place] for place in order]) if self._spectra else None,
+            small=np.stack([look.small for look in looks]),
+            objects=np.array([look.objects for look in looks], dtype=np.int64),
+            spectra=np.stack(spectra) if spectra else None,
         )
 
 
@@ -158,14 +189,17 @@ class Cropping:
         self._count = 0
         self._batches = Batches(network.embed, batch, device)
 
-    def add(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Take the next picture, (H, W, 3). Returns it at the size at which it is cut."""
+    def cut(self, place: int, picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Tensor]:
+        """Picture number ``place``, (H, W, 3), at the size at which it is cut, and its crops as the network wants them; from any thread, in any order."""
         plan = self.plan
         image = _at(picture, plan.size)
-        corners = crop_corners(self._count, size=plan.size, side=plan.side, count=plan.count, seed=plan.seed)
-        self._batches.add(self.network.resized(as_batch(list(cut(image, corners, plan.side)))))
+        corners = crop_corners(place, size=plan.size, side=plan.side, count=plan.count, seed=plan.seed)
+        return image, self.network.resized(as_batch(list(cut(image, corners, plan.side))))
+
+    def take(self, crops: Tensor) -> None:
+        """The crops of the next picture."""
+        self._batches.add(crops)
         self._count += 1
-        return image
 
     def result(self) -> NDArray[np.float32]:
         """Features of all crops in the order of the pictures, (n, count, d)."""

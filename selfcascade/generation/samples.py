@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selfcascade.curation.ahead import mapped
+from selfcascade.curation.ahead import PICTURES, mapped
 from selfcascade.curation.encoding import encode
-from selfcascade.curation.shards import add_member, read_tar
+from selfcascade.curation.shards import Stored, add_member, read_tar
 from selfcascade.generation.seeds import SampleSpec
 from selfcascade.settings import canonical_json
 from selfcascade.storage import Artifact
@@ -115,7 +115,7 @@ def shard_table(path: Path) -> bytes:
 def read_generated(artifact: Artifact, keys: Set[str] | None = None) -> Iterator[Sample]:
     """Samples of a published artifact in key order, one shard on disk at a time, every object verified against the manifest.
 
-    With ``keys`` only these samples; shards without any are not fetched.
+    With ``keys`` only these samples; shards without any are not fetched. A few pictures ahead of the one that was asked for are decoded by threads.
 
     Raises:
         NotFound: the artifact is not published.
@@ -127,17 +127,18 @@ def read_generated(artifact: Artifact, keys: Set[str] | None = None) -> Iterator
                 continue
             path = Path(folder, "shard.tar")
             artifact.download(key, path)
-            for stored in read_tar(path):
-                if keys is not None and stored.fields["key"] not in keys:
-                    continue
-                spec = SampleSpec(**{name: stored.fields[name] for name in SampleSpec.__slots__})
-                yield Sample(spec=spec, image=stored.pixels())
+            yield from mapped(_decoded, (stored for stored in read_tar(path) if keys is None or stored.fields["key"] in keys), ahead=PICTURES)
 
 
 def read_table(artifact: Artifact) -> pa.Table:
     """All rows of a published artifact in key order, without its pictures. Raises as :func:`read_generated`."""
     tables = [_table(artifact, key) for key in _shards(artifact, ".parquet")]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _decoded(stored: Stored) -> Sample:
+    spec = SampleSpec(**{name: stored.fields[name] for name in SampleSpec.__slots__})
+    return Sample(spec=spec, image=stored.pixels())
 
 
 def _table(artifact: Artifact, key: str) -> pa.Table:

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import SMALL, copied, environment, script
 
+from selfcascade.evaluation.replicates import Replicates
 from selfcascade.evaluation.results import Difference
 from selfcascade_flows.claims import is_on_record, read_piece
 from selfcascade_flows.configuration import dump, load
@@ -43,13 +45,7 @@ def test_a_piece_is_measured_once_and_leaves_its_tables(home, tmp_path, claims, 
     assert (second.stdout, second.stderr.strip()) == ("", "claims-4x-small is on record: kept/claims-4x-small")
     assert wrong.stderr == "selfcascade: 'demo' is no piece; there are claims-4x-small\n"
     piece = read_piece(cwd / "kept", "claims-4x-small")
-    assert [row.label for row in piece.results.shown()] == [
-        "base",
-        "lanczos",
-        next(label for label in piece.costs if "direct" in label),
-        "tuning-free",
-        "tuned",
-    ]
+    assert [row.method for row in piece.results.shown()] == ["base", "lanczos", "direct", "tuning-free", "tuned"]
     for item in piece.results.differences:
         assert piece.replicates.difference(item.first, item.second, item.metric) == item
     assert piece.steps == {"tuned": SMALL["adaptation.steps"]}
@@ -62,10 +58,9 @@ def test_a_piece_is_measured_once_and_leaves_its_tables(home, tmp_path, claims, 
     monkeypatch.setattr(claims, "pieces", lambda: ["claims-4x-small"])
     rows = [line.split(" | ") for line in claims.table("4x").splitlines() if line.startswith("| ")]
     direct, tuned = rows[3], rows[5]
-    assert (direct[4 - 1], tuned[2]) == ("1.00×", "4")
-    assert float(tuned[3][:-1]) == pytest.approx(
-        (piece.costs["tuned"]["seconds"] + piece.costs["base"]["seconds"]) / piece.costs[direct[0][2:]]["seconds"], abs=0.006
-    )
+    assert (direct[3], tuned[2]) == ("1.00×", "4")
+    own, base, whole = (piece.costs[label]["seconds"] for label in ("tuned", "base", direct[0][2:]))
+    assert float(tuned[3][:-1]) == pytest.approx((own + base) / whole, abs=0.006)
     wanted = next(item for item in piece.results.differences if (item.first, item.second, item.metric) == ("tuning-free", "tuned", "fid_b"))
     line = next(line for line in claims.verdicts().splitlines() if line.startswith("| tuned is better than tuning-free in patches"))
     assert f"FID_b {'−' if wanted.value < 0 else '+'}{abs(wanted.value):.0f} (" in line
@@ -93,6 +88,20 @@ def test_a_piece_that_is_cut_short_is_none(tmp_path):
 )
 def test_a_verdict_follows_from_the_intervals(claims, differences, says):
     assert claims.verdict(differences).split(":")[0].strip("*") == says
+
+
+def test_the_share_of_a_gain_has_the_interval_of_a_ratio(claims):
+    """A method that gains half of it everywhere keeps exactly half; noise of its own gives the error of the mean over the gain; no clear gain, no share."""
+    generator = torch.Generator().manual_seed(0)
+    tuned = -8 + torch.randn(400, generator=generator, dtype=torch.float64)
+    noise = torch.randn(400, generator=generator, dtype=torch.float64)
+    drawn = {"tuning-free": torch.zeros(400, dtype=torch.float64), "tuned": tuned, "tuned C": tuned / 2, "tuned D": tuned / 2 + noise}
+    values = {"tuning-free": 0.0, "tuned": -8.0, "tuned C": -4.0, "tuned D": -4.0}
+    replicates = Replicates(200, {label: {"fid_b": value} for label, value in values.items()}, {label: {"fid_b": halves} for label, halves in drawn.items()})
+    half, noisy = (claims.share_kept(replicates, "tuned", label, "fid_b") for label in ("tuned C", "tuned D"))
+    assert (half.value, half.error) == (0.5, pytest.approx(0, abs=1e-12))
+    assert (noisy.value, noisy.error) == (0.5, pytest.approx(float(noise.std()) / 8))
+    assert claims.share_kept(replicates, "tuning-free", "tuned", "fid_b") is None
 
 
 def test_the_page_is_that_of_the_committed_pieces(claims):
