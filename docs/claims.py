@@ -5,6 +5,7 @@ What the paper says is quoted beside ours (arXiv 2402.10491, tables 1 and 2); it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -300,7 +301,25 @@ def _peak(piece: Piece, label: str) -> str:
     return f"{peak / 2**20:,.0f}" if peak else "–"
 
 
-BLOCKS = {"claims": verdicts, "claims-kept": kept, "claims-4x": lambda: table("4x"), "claims-16x": lambda: table("16x")}
+def recipes() -> str:
+    """Markdown: what the full-size runs are counted to cost."""
+    record = json.loads((FOLDER.parent / "recipes.json").read_bytes())
+    lines = [
+        "| run | base | trained | PFLOP | GPU hours | TFLOP a picture: direct | tuning-free | tuned | GPU hours a thousand, tuned |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, run in record["runs"].items():
+        picture = run["picture_operations"]
+        cells = [f"`{name}`", run["base"], f"{run['variant']}, {run['steps']:,} steps of {run['batch']} at {run['train_at']} px"]
+        cells += [f"{run['training_operations'] / 1e15:,.0f}", f"{run['training_hours']:.1f}", f"{picture['direct'] / 1e12:,.0f}"]
+        cells += [f"{picture[method] / 1e12:,.0f} ({picture[method] / picture['direct']:.2f})" for method in ("tuning-free", "tuned")]
+        lines.append("| " + " | ".join([*cells, f"{run['hours_a_thousand']['tuned']:.1f}"]) + " |")
+    seen = f"which a training step of upsampler C on SD 2.1 at 1024 px was seen to sustain on {record['card']}"
+    about = f"Hours are operations over {record['rate'] / 1e12:.0f} TFLOP/s, {seen}."
+    return "\n".join([*lines, "", f"{about} In brackets: over direct sampling."])
+
+
+BLOCKS = {"claims": verdicts, "claims-kept": kept, "claims-4x": lambda: table("4x"), "claims-16x": lambda: table("16x"), "recipes": recipes}
 """What fills each block of the page."""
 
 

@@ -12,7 +12,7 @@ from selfcascade_flows.configuration import FOLDER, annotated, dump, find, load,
 
 
 def test_what_ships():
-    assert {"demo", "sd21-1024", "sd21-2048", "sdxl-2048"} <= set(shipped())
+    assert {"demo", "sd21-1024", "sd21-2048", "sdxl-2048", "sdxl-4096"} <= set(shipped())
 
 
 @pytest.mark.parametrize("name", shipped())
