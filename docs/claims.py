@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from tables import between
@@ -245,13 +246,13 @@ def table(name: str) -> str:
         return f"`selfcascade claims` measures them: {', '.join(each for each in pieces() if each.startswith(f'claims-{name}'))}."
     metrics = [NAMED[metric] for metric in COLUMNS]
     lines = [
-        f"| method | trained numbers | steps | time | peak MiB | {' | '.join(heading(metric) for metric in metrics)} |",
-        f"|---|---:|---:|---:|---:|{'---:|' * len(metrics)}",
+        f"| method | trained numbers | steps | training | time | peak MiB | {' | '.join(heading(metric) for metric in metrics)} |",
+        f"|---|---:|---:|---:|---:|---:|{'---:|' * len(metrics)}",
     ]
     direct = scale.label("direct")
     for piece, row in scale.rows():
         trained = piece.costs.get(row.label, {}).get("parameters")
-        cells = [row.label, f"{trained:,}" if trained else "0", f"{piece.steps[row.label]:,}" if row.label in piece.steps else "–"]
+        cells = [row.label, f"{trained:,}" if trained else "0", *_training(piece, row.label)]
         cells += [_time(scale, piece, row, direct), _peak(piece, row.label)]
         for metric in metrics:
             number = row.numbers[metric.name]
@@ -260,7 +261,8 @@ def table(name: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     results = scale.found[0].results
     counts = f"{results.pictures} pictures of {results.prompts} held-out prompts a method against {results.real_pictures} real ones ({results.real})"
-    about = f"{results.protocol.caption(counts)} ± is a standard error. Time is that of a picture over direct sampling's, the base's own passes included."
+    units = "Training is in processor minutes, time a picture's over direct sampling's, the base's own passes included."
+    about = f"{results.protocol.caption(counts)} ± is a standard error. {units}"
     hours = ", ".join(f"{piece.name} {sum(piece.stages.values()) / 3600:.1f} h on {piece.machine}" for piece in scale.found)
     return "\n".join([*lines, "", about, "", f"The pieces took {hours}."])
 
@@ -285,7 +287,7 @@ def _told(item: Difference) -> str:
 
 
 def _seconds(cost: Mapping[str, Any] | None) -> float | None:
-    return cost["seconds"] / cost["pictures"] if cost else None
+    return cost["cpu_seconds"] / cost["pictures"] if cost else None
 
 
 def _time(scale: Scale, piece: Piece, row: Row, direct: str | None) -> str:
@@ -296,9 +298,63 @@ def _time(scale: Scale, piece: Piece, row: Row, direct: str | None) -> str:
     return f"{(own + (base if row.method in DERIVED else 0)) / whole:.2f}×"
 
 
+def _training(piece: Piece, label: str) -> tuple[str, str]:
+    """Steps, and processor minutes."""
+    found = piece.training.get(label)
+    return ("–", "–") if found is None else (f"{found['steps']:,}", f"{found['cpu_seconds'] / 60:.0f} min")
+
+
 def _peak(piece: Piece, label: str) -> str:
     peak = piece.costs.get(label, {}).get("peak_bytes")
     return f"{peak / 2**20:,.0f}" if peak else "–"
+
+
+def ablations() -> str:
+    """Markdown: what each changed setting does to tuning-free or tuned, at 4x."""
+    piece = read_piece(FOLDER, "claims-ablations")
+    if piece is None:
+        return "`selfcascade claims claims-ablations` measures them."
+    lines = ["| changed | against | " + " | ".join(heading(NAMED[metric]) for metric in COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
+    for row in piece.results.shown():
+        against = row.method if row.label != row.method else None
+        if against is None:
+            continue
+        found = [piece.replicates.difference(against, row.label, metric) for metric in COLUMNS]
+        lines.append(f"| {row.label} | {against} | " + " | ".join("–" if item is None else _bounds(item) for item in found) + " |")
+    lines += ["", f"Differences with 95 % intervals over {piece.results.prompts} prompts; below 0 the change is better. **Bold**: the interval excludes 0."]
+    return "\n".join(lines)
+
+
+def _bounds(item: Difference) -> str:
+    metric, span = NAMED[item.metric], item.interval
+    value = shown_number(item.value, metric, signed=True)
+    if span is None:
+        return value
+    told = f"{value} ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
+    return f"**{told}**" if span.excludes_zero else told
+
+
+def training_steps() -> str:
+    """Markdown: quality by steps and processor time of training, means over the seeds with their deviation."""
+    found = [piece for name in pieces() if name.startswith("claims-steps-") and (piece := read_piece(FOLDER, name))]
+    if not found:
+        return "`selfcascade claims claims-steps-0 claims-steps-1 claims-steps-2` measures them."
+    metrics = [NAMED[metric] for metric in COLUMNS]
+    lines = ["| trained | processor minutes | " + " | ".join(heading(metric) for metric in metrics) + " |", "|---|---:|" + "---:|" * len(metrics)]
+    for row in found[0].results.shown():
+        if row.method == "base":
+            continue
+        minutes = [piece.training[row.label]["cpu_seconds"] / 60 for piece in found if row.label in piece.training]
+        cells = [row.label, f"{mean(minutes):.1f}" if minutes else "–"]
+        for metric in metrics:
+            values = [value for piece in found if (value := piece.replicates.values[row.label].get(metric.name)) is not None]
+            spread = f" ± {shown_number(stdev(values), metric)}" if len(values) > 1 and row.label in found[0].training else ""
+            cells.append(shown_number(mean(values), metric) + spread if values else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    about = (
+        f"Means over {len(found)} seed{'s' if len(found) > 1 else ''} of the training, {found[0].results.prompts} prompts each; ± is the deviation of a seed."
+    )
+    return "\n".join([*lines, "", about])
 
 
 def recipes() -> str:
@@ -319,7 +375,15 @@ def recipes() -> str:
     return "\n".join([*lines, "", f"{about} In brackets: over direct sampling."])
 
 
-BLOCKS = {"claims": verdicts, "claims-kept": kept, "claims-4x": lambda: table("4x"), "claims-16x": lambda: table("16x"), "recipes": recipes}
+BLOCKS = {
+    "claims": verdicts,
+    "claims-kept": kept,
+    "claims-4x": lambda: table("4x"),
+    "claims-16x": lambda: table("16x"),
+    "claims-steps": training_steps,
+    "claims-ablations": ablations,
+    "recipes": recipes,
+}
 """What fills each block of the page."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from selfcascade.evaluation.replicates import Replicates
     from selfcascade.evaluation.results import Results
     from selfcascade.storage import ArtifactRef, Store
+    from selfcascade_tasks.record import StageCost
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="PIECE", help="Pieces to measure, such as claims-4x; all that ship, if none is given.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Where the small tables are kept.")]
@@ -34,11 +35,11 @@ class Piece:
     results: Results
     replicates: Replicates
     costs: Mapping[str, Mapping[str, Any]]
-    """By label of the samples: seconds, pictures, peak_bytes, parameters."""
+    """By label of the samples: seconds, cpu_seconds, pictures, peak_bytes, parameters."""
     stages: Mapping[str, float]
     """Wall seconds by stage."""
-    steps: Mapping[str, int]
-    """Optimizer steps by label; none where nothing is trained."""
+    training: Mapping[str, Mapping[str, float]]
+    """By label of the samples: steps and cpu_seconds of what was trained for them; none where nothing was."""
     machine: str
 
 
@@ -59,10 +60,11 @@ def record(folder: Path, name: str, settings: PipelineSettings, store: Store, re
     """Keep the small tables of the report ``ref`` of the piece ``name``; what it took comes last and makes it whole."""
     from selfcascade.evaluation.published import METRICS_JSON, REPLICATES, read_results
     from selfcascade.storage import Artifact
+    from selfcascade_tasks.record import earlier_costs
     from selfcascade_tasks.times import times_of
 
     results, artifact = read_results(store, ref), Artifact(store, ref)
-    times = times_of(store, ref, results)
+    times, spent = times_of(store, ref, results), earlier_costs(store)
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     (place / TAKEN).unlink(missing_ok=True)
@@ -71,9 +73,9 @@ def record(folder: Path, name: str, settings: PipelineSettings, store: Store, re
     taken = {
         "settings": settings.digest(),
         "report": str(ref),
-        "costs": {label: asdict(cost) for label, cost in times.methods.items()},
+        "costs": {row.label: asdict(times.methods[row.label]) | _spent(spent, [row.artifact]) for row in results.rows if row.label in times.methods},
         "stages": dict(times.stages),
-        "steps": {row.label: steps for row in results.rows if (steps := _steps(store, row.artifact)) is not None},
+        "training": {row.label: training for row in results.rows if (training := _training(store, spent, row.artifact))},
         "machine": times.machine,
     }
     (place / TAKEN).write_text(json.dumps(taken, indent=1, sort_keys=True) + "\n")
@@ -91,17 +93,24 @@ def read_piece(folder: Path, name: str) -> Piece | None:
     taken = json.loads((place / TAKEN).read_bytes())
     results = Results.model_validate_json((place / METRICS_JSON).read_bytes())
     replicates = Replicates.of_parquet((place / REPLICATES).read_bytes())
-    return Piece(name, results, replicates, taken["costs"], taken["stages"], taken["steps"], taken["machine"])
+    return Piece(name, results, replicates, taken["costs"], taken["stages"], taken["training"], taken["machine"])
 
 
-def _steps(store: Store, samples: str) -> int | None:
-    """Optimizer steps of what was trained for ``samples``."""
+def _training(store: Store, costs: Sequence[StageCost], samples: str) -> dict[str, float]:
+    """Optimizer steps and processor seconds of what was trained for ``samples``; empty where nothing was."""
     from selfcascade.storage import resolve
     from selfcascade_tasks.times import TRAINED
 
     inputs = resolve(store, samples).manifest().inputs
-    found = [resolve(store, f"{kind}/{inputs[role]}").manifest().settings for role, kind in TRAINED.items() if role in inputs]
-    return sum(int(settings["steps"]) for settings in found) if found else None
+    found = [resolve(store, f"{kind}/{inputs[role]}") for role, kind in TRAINED.items() if role in inputs]
+    if not found:
+        return {}
+    return {"steps": sum(int(artifact.manifest().settings["steps"]) for artifact in found)} | _spent(costs, [str(artifact.ref) for artifact in found])
+
+
+def _spent(costs: Sequence[StageCost], artifacts: Collection[str]) -> dict[str, float]:
+    """Processor seconds that units of the artifacts took, which other work on the machine does not lengthen as it does the clock's."""
+    return {"cpu_seconds": sum(cost.cpu_seconds for cost in costs if cost.artifact in artifacts)}
 
 
 def claims(names: Names = None, folder: Folder = FOLDER, again: Again = False, debug: Debug = False) -> int:

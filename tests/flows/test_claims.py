@@ -48,9 +48,10 @@ def test_a_piece_is_measured_once_and_leaves_its_tables(home, tmp_path, claims, 
     assert [row.method for row in piece.results.shown()] == ["base", "lanczos", "direct", "tuning-free", "tuned"]
     for item in piece.results.differences:
         assert piece.replicates.difference(item.first, item.second, item.metric) == item
-    assert piece.steps == {"tuned": SMALL["adaptation.steps"]}
+    assert {label: training["steps"] for label, training in piece.training.items()} == {"tuned": SMALL["adaptation.steps"]}
+    assert piece.training["tuned"]["cpu_seconds"] > 1
     assert piece.costs["tuned"]["parameters"] > 1000
-    assert all(cost["seconds"] > 0 and cost["pictures"] == 4 for cost in piece.costs.values())
+    assert all(cost["cpu_seconds"] > 0 and cost["pictures"] == 4 for cost in piece.costs.values())
     assert is_on_record(cwd / "kept", "claims-4x-small", settings)
     assert not is_on_record(cwd / "kept", "claims-4x-small", settings.model_copy(update={"direct_etas": (0.0,)}))
 
@@ -58,9 +59,9 @@ def test_a_piece_is_measured_once_and_leaves_its_tables(home, tmp_path, claims, 
     monkeypatch.setattr(claims, "pieces", lambda: ["claims-4x-small"])
     rows = [line.split(" | ") for line in claims.table("4x").splitlines() if line.startswith("| ")]
     direct, tuned = rows[3], rows[5]
-    assert (direct[3], tuned[2]) == ("1.00×", "4")
-    own, base, whole = (piece.costs[label]["seconds"] for label in ("tuned", "base", direct[0][2:]))
-    assert float(tuned[3][:-1]) == pytest.approx((own + base) / whole, abs=0.006)
+    assert (direct[4], tuned[2]) == ("1.00×", "4")
+    own, base, whole = (piece.costs[label]["cpu_seconds"] for label in ("tuned", "base", direct[0][2:]))
+    assert float(tuned[4][:-1]) == pytest.approx((own + base) / whole, abs=0.006)
     wanted = next(item for item in piece.results.differences if (item.first, item.second, item.metric) == ("tuning-free", "tuned", "fid_b"))
     line = next(line for line in claims.verdicts().splitlines() if line.startswith("| tuned is better than tuning-free in patches"))
     assert f"FID_b {'−' if wanted.value < 0 else '+'}{abs(wanted.value):.0f} (" in line
