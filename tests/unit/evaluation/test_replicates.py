@@ -30,6 +30,16 @@ def test_methods_of_two_reports_are_paired_as_those_of_one(scene, settings):
         assert joined.difference("tuning-free", "tuned", metric) == whole.difference("tuning-free", "tuned", metric), metric
 
 
+def test_a_difference_is_paired_half_by_half():
+    """What both methods share of a half-sample's luck cancels; what one has alone stays, as the error of its own mean."""
+    generator = torch.Generator().manual_seed(2)
+    luck, own = (torch.randn(300, generator=generator, dtype=torch.float64) for _ in range(2))
+    drawn = {"a": {"fid_r": luck}, "b": {"fid_r": luck + 3}, "c": {"fid_r": luck + own}}
+    replicates = Replicates(8, {label: {"fid_r": 1.0} for label in drawn}, drawn)
+    assert replicates.difference("a", "b", "fid_r").error == pytest.approx(0, abs=1e-12)
+    assert replicates.difference("a", "c", "fid_r").error == pytest.approx(float(own.std()))
+
+
 def test_what_is_not_there_is_no_difference():
     """A number without halves has no error; one that only one side has gives nothing."""
     halves = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
