@@ -121,15 +121,20 @@ class RayWorkers(ClusterWorkers):
     """Units on Ray, in actors: processes that live as long as the run, so that each loads its networks once and keeps the GPU that it was given.
 
     (A task that holds a GPU takes its process down with it.) There is an actor for each of ``workers`` on a cluster of this machine; elsewhere as many as the
-    cluster, as large as it is by then, has room for.
+    cluster, as large as it is by then, has room for. A process can be in one cluster of Ray at a time: all of these workers share it, and the last that leaves
+    ends it, unless it was joined before by somebody else.
     """
 
     example = "give host:port of the head of a Ray cluster, or auto on a machine of it"
+    _sharing = threading.Lock()
+    _members: ClassVar[list[RayWorkers]] = []
+    _joined_by_us: ClassVar[bool] = False
 
     def __init__(self, execution: ExecutionSettings) -> None:
         super().__init__(execution)
         self._turn = threading.Condition()
         self._idle: list[Any] = []
+        self._all: list[Any] = []
         self._actors = self._starting = self._waiting = 0
 
     def _join(self, address: str | None) -> Any:
@@ -139,10 +144,17 @@ class RayWorkers(ClusterWorkers):
             raise _missing("ray", "ray") from None
         # A cluster of this machine listens to this machine alone.
         here: dict[str, Any] = {} if address else {"num_cpus": self._execution.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
-        except ConnectionError as error:
-            raise SettingsError(f"execution.address: no Ray cluster is found ({' '.join(str(error).split())[:120]})") from None
+        with RayWorkers._sharing:
+            if not ray.is_initialized():
+                try:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+                except ConnectionError as error:
+                    raise SettingsError(f"execution.address: no Ray cluster is found ({' '.join(str(error).split())[:120]})") from None
+                RayWorkers._joined_by_us = True
+            elif others := {each._execution.address for each in RayWorkers._members} - {address}:
+                where = others.pop() or "of this machine"
+                raise SettingsError(f"execution.address: this process is in the Ray cluster {where} already; give the same for all that it runs")
+            RayWorkers._members.append(self)
         return ray
 
     def _run(self, joined: Any, function: Callable[..., Any], arguments: tuple[Any, ...], tries: int) -> Any:
@@ -150,6 +162,8 @@ class RayWorkers(ClusterWorkers):
 
         for _ in range(tries):
             actor = None
+            if self._closed:
+                raise Closed("the cluster was left")
             try:
                 actor = self._taken(joined)
                 found = joined.get(actor.run.remote(function, arguments, scope()))
@@ -166,7 +180,14 @@ class RayWorkers(ClusterWorkers):
         raise _died(function)
 
     def _leave(self, joined: Any) -> None:
-        joined.shutdown()
+        with RayWorkers._sharing:
+            RayWorkers._members.remove(self)
+            if RayWorkers._members or not RayWorkers._joined_by_us:
+                for actor in self._all:
+                    joined.kill(actor)
+                return
+            RayWorkers._joined_by_us = False
+            joined.shutdown()
 
     def _taken(self, joined: Any) -> Any:
         """An actor that has nothing to do, or a new one where there is room; waits for one."""
@@ -180,7 +201,10 @@ class RayWorkers(ClusterWorkers):
             self._actors += 1
             self._starting += 1
         try:
-            actor = joined.remote(_Actor).options(num_cpus=1, num_gpus=self._execution.gpus_per_unit).remote()
+            # On a cluster of this machine ``workers`` is the bound; an actor that held a CPU would keep it from other workers of this process.
+            held = 1 if self._execution.address else 0
+            actor = joined.remote(_Actor).options(num_cpus=held, num_gpus=self._execution.gpus_per_unit).remote()
+            self._all.append(actor)
             joined.get(actor.ready.remote())
         finally:
             with self._turn:

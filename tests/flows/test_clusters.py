@@ -152,13 +152,35 @@ def test_a_cluster_that_is_not_installed_is_named(monkeypatch):
             workers(ExecutionSettings(runner=runner)).run(os.getpid)
 
 
+def gone(process: int) -> None:
+    """Within a minute it is."""
+    end = time.monotonic() + 60
+    while Path(f"/proc/{process}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{process}").exists()
+
+
 def test_no_process_of_a_cluster_outlives_its_use(own_cluster):
     unit = own_cluster.run(os.getpid).value
     own_cluster.close()
-    end = time.monotonic() + 60
-    while Path(f"/proc/{unit}").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{unit}").exists()
+    gone(unit)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_workers_of_other_settings_work_in_one_process(runner):
+    """As flows of one program do, side by side and one after another; who is done first takes no process from the others, and all of its own along."""
+    two, three = (RUNNERS[runner](ExecutionSettings(runner=runner, workers=count)) for count in (2, 3))
+    try:
+        first, second = two.run(os.getpid).value, three.run(os.getpid).value
+        assert first != second
+        two.close()
+        gone(first)
+        assert three.run(os.getpid).value != first
+        assert Path(f"/proc/{second}").exists()
+    finally:
+        two.close()
+        three.close()
+    gone(second)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "localhost:6379", "auto", "ray://localhost:10001"])
