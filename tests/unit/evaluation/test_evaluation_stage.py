@@ -16,7 +16,7 @@ from selfcascade.config import FeatureSettings
 from selfcascade.evaluation.evaluate import evaluate, evaluate_unit, plan_evaluation, publish_evaluation, timed_report
 from selfcascade.evaluation.manifold import realism
 from selfcascade.evaluation.measured_set import measured_set
-from selfcascade.evaluation.published import history_of, read_results
+from selfcascade.evaluation.published import history_of, read_replicates, read_results
 from selfcascade.evaluation.report import Cost, Times
 from selfcascade.evaluation.results import Number, metrics_with
 from selfcascade.generation.samples import read_generated
@@ -218,6 +218,29 @@ def test_the_numbers_of_the_run_that_was_first_are_the_reports(scene, settings):
     assert artifact.read("report.html").decode().count(">123.5") >= 5
     table = pq.read_table(io.BytesIO(artifact.read("metrics.parquet"))).to_pylist()
     assert {row["value"] for row in table if row["metric"] == "kid_r" and row["method"] != "real"} == {0.123456}
+
+
+def test_a_run_that_ended_between_halves_and_numbers_goes_on(scene, settings, monkeypatch):
+    """The next one takes the halves that are there, which are those that its own numbers rest on."""
+    chosen = settings.model_copy(update={"kid_subsets": 9})
+    plan = plan_evaluation(chosen, scene.store, scene.dataset, scene.samples)
+    put = Artifact.put
+
+    def dies(artifact, key, data):
+        if key == "metrics.json":
+            raise KeyboardInterrupt
+        return put(artifact, key, data)
+
+    monkeypatch.setattr(Artifact, "put", dies)
+    with pytest.raises(KeyboardInterrupt):
+        publish_evaluation(chosen, scene.store, plan)
+    monkeypatch.undo()
+    left = scene.store.read(f"{plan.ref.prefix}/replicates.parquet")
+    artifact = Artifact(scene.store, publish_evaluation(chosen, scene.store, plan))
+    assert artifact.read("replicates.parquet") == left
+    replicates = read_replicates(scene.store, artifact.ref)
+    for item in read_results(scene.store, artifact.ref).differences:
+        assert replicates.difference(item.first, item.second, item.metric) == item
 
 
 def test_the_least_and_the_most_real_pictures_of_each_method_are_shown(scene, settings):
