@@ -76,7 +76,7 @@ class FolderSource(Settings):
     path: Path = where(description="folder with images, searched recursively")
     captions: Captions = Field(
         "auto",
-        description="where captions are; auto: metadata.jsonl or .csv, *.parquet, then .txt; embedded: XMP, IPTC or EXIF; file-name: the words of the name",
+        description="where captions are; auto: metadata.jsonl or .csv, *.parquet, then .txt; embedded: XMP, IPTC, EXIF or an SVG's title; file-name: its words",
     )
 
 
@@ -197,7 +197,7 @@ class FilterSettings(Settings):
 class CurationSettings(Settings):
     """From a pile of pictures to clean, deterministic shards."""
 
-    FORMAT = 5  # libvips decodes, JPEGs nearer to the target by their own shrinking; tables hold scores, offsets and what tells that an input is as it was
+    FORMAT = 6  # titles of drawings are captions; libvips decodes; tables hold scores, offsets and what tells that an input is as it was
     FORMAT_OF_DRAWINGS: ClassVar[int] = 4
 
     name: Name = where("pictures", description="name of the dataset artifact")

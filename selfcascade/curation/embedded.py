@@ -1,4 +1,4 @@
-"""Captions inside picture files: XMP, IPTC and EXIF, as agencies, museums and cameras write them."""
+"""Captions inside picture files: XMP, IPTC and EXIF, as agencies, museums and cameras write them, and the titles of drawings."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from PIL.ExifTags import Base
 
 from selfcascade.curation.captions import Caption, caption_of
 from selfcascade.curation.decoding import PILLOW
+from selfcascade.curation.vector import is_svg, title_of
 
 CAPTION_OF_IPTC = (2, 120)
 
 
 def embedded_caption(data: bytes, name: str) -> Caption:
-    """What the file says of itself: XMP ``dc:description``, else IPTC caption, else EXIF ImageDescription. A damaged file says nothing; it is rejected later.
+    """What the file says of itself: XMP ``dc:description``, else IPTC caption, else EXIF ImageDescription; an SVG its title.
+
+    A damaged file says nothing; it is rejected later.
 
     Args:
         data: the file.
         name: how messages name it.
     """
+    if is_svg(data):
+        return caption_of(title_of(data), f"the metadata of {name}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

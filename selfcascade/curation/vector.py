@@ -41,6 +41,16 @@ def is_svg(data: bytes) -> bool:
     return head.startswith(b"<") and b"<svg" in head
 
 
+def title_of(data: bytes) -> str | None:
+    """What an SVG is called: its ``title``, else ``dc:title`` of its metadata, else its ``desc``; None where it is damaged or says nothing."""
+    try:
+        root = defusedxml.ElementTree.fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError, RecursionError):
+        return None
+    titles = (root.findtext("{*}title"), root.findtext(".//{http://purl.org/dc/elements/1.1/}title"), root.findtext("{*}desc"))
+    return next((text for text in titles if text and text.strip()), None)
+
+
 def read_drawing(data: bytes) -> Drawing:
     """Parse ``data`` and refuse what must not be drawn.
 

@@ -158,6 +158,25 @@ def test_captions_inside_the_files_are_found_xmp_before_iptc_before_exif(picture
         assert embedded_caption(damaged, "a.jpg") == Caption()
 
 
+@pytest.mark.parametrize(
+    ("inside", "caption"),
+    [
+        ("<title> a red\n fox </title><desc>drawn</desc>", "a red fox"),
+        ("<metadata><dc:title>fox &amp; hen</dc:title></metadata><desc>drawn</desc>", "fox & hen"),
+        ("<title/><metadata><dc:title>fox</dc:title></metadata>", "fox"),
+        ("<g><title>of a part</title></g><desc>a drawing</desc>", "a drawing"),
+        ("<g/>", None),
+        ("<title>&fox;</title>", None),
+        ("<title>unclosed", None),
+    ],
+)
+def test_the_title_of_a_drawing_is_its_caption(inside, caption):
+    """Its own, else that of its metadata, else its description; not that of a part, and of a damaged file nothing."""
+    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:dc="http://purl.org/dc/elements/1.1/" width="9" height="9">{inside}</svg>'
+    assert embedded_caption(drawing.encode(), "a.svg") == Caption(caption)
+    assert embedded_caption(b'<!DOCTYPE svg [<!ENTITY fox "fox">]>' + drawing.encode(), "a.svg") == Caption()
+
+
 def test_a_bomb_of_entities_in_xmp_is_not_expanded(pictures):
     bomb = b'<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>' + xmp("&b;")
     assert embedded_caption(pictures.encode(pictures.noise(), "JPEG", xmp=bomb), "a.jpg").text is None
