@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfcascade.adaptation.cache import Batch, LatentCache, moved
+from selfcascade.adaptation.frozen_convolution import keep_no_inputs
 from selfcascade.adaptation.latent_noise import LatentNoise
 from selfcascade.adaptation.loss import draw_timesteps, last_timestep, noise_loss, stratified_timesteps
 from selfcascade.baselines.lora import Lora
@@ -97,6 +98,7 @@ class _Denoising(ABC, Generic[Network]):
         self.alphas_cumprod = alphas_cumprod.to(device=device, dtype=torch.float32)
         self.prediction = prediction
         self.below = len(alphas_cumprod)
+        keep_no_inputs(self.unet)
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
 
