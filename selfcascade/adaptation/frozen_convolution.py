@@ -6,8 +6,7 @@ decoder is a sixth of all that a training step of an upsampler holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,24 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-_MARK = "_keeps_no_input"
-
 
 def keep_no_inputs(network: nn.Module) -> None:
     """Let every 2-d convolution of ``network`` pass without keeping its input, as long as its weights want no gradient. Results are the same, to the bit."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str) and not hasattr(module, _MARK):
-            setattr(module, _MARK, True)
-            module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str) and "forward" not in vars(module):
+            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
-def _forward(module: nn.Conv2d, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _forward(module: nn.Conv2d, x: Tensor) -> Tensor:
     weight, bias = module.weight, module.bias
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     if not (frozen and torch.is_grad_enabled() and x.requires_grad and weight.dtype == dtype):
-        return plain(x)
+        return nn.Conv2d.forward(module, x)
     found: Tensor = _Frozen.apply(  # type: ignore[no-untyped-call]
         x.to(dtype), weight, bias, module.stride, module.padding, module.dilation, module.groups
     )
