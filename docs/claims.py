@@ -18,7 +18,7 @@ from tables import between
 
 from selfcascade.evaluation.intervals import Interval, standard_error
 from selfcascade.evaluation.replicates import Replicates
-from selfcascade.evaluation.report import heading, shown_number
+from selfcascade.evaluation.report import heading, shown_difference, shown_number
 from selfcascade.evaluation.results import NAMED, Difference, Row
 from selfcascade_flows.claims import Piece, pieces, read_piece
 
@@ -198,9 +198,7 @@ def _differences(claim: Claim, scale: Scale | None) -> Iterator[Difference]:
 
 
 def _told(item: Difference) -> str:
-    metric, span = NAMED[item.metric], item.interval
-    interval = "" if span is None else f" ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
-    return f"{metric.heading} {shown_number(item.value, metric, signed=True)}{interval}"
+    return f"{NAMED[item.metric].heading} {shown_difference(item, NAMED[item.metric])}"
 
 
 def _seconds(cost: Mapping[str, Any] | None) -> float | None:
@@ -243,12 +241,8 @@ def ablations() -> str:
 
 
 def _bounds(item: Difference) -> str:
-    metric, span = NAMED[item.metric], item.interval
-    value = shown_number(item.value, metric, signed=True)
-    if span is None:
-        return value
-    told = f"{value} ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
-    return f"**{told}**" if span.excludes_zero else told
+    told = shown_difference(item, NAMED[item.metric])
+    return f"**{told}**" if item.interval is not None and item.interval.excludes_zero else told
 
 
 def training_steps() -> str:

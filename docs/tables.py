@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from selfcascade.baselines.registry import BASELINES
 from selfcascade.config import Method
-from selfcascade.evaluation.report import heading, shown_number
+from selfcascade.evaluation.report import heading, shown_difference, shown_number
 from selfcascade.evaluation.results import METRICS, Metric, Number, Results
 
 ROOT = Path(__file__).parent.parent
@@ -358,9 +358,7 @@ def table(results: Results) -> str:
             if item is None:
                 cells.append("–")
                 continue
-            span = item.interval
-            interval = "" if span is None else f" ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
-            cells.append(shown_number(item.value, metric, signed=True) + interval)
+            cells.append(shown_difference(item, metric))
         lines.append(_row([f"{second} against {first}", *cells]))
     counts = f"{results.pictures} pictures of {results.prompts} held-out prompts a method against {results.real_pictures} real ones ({results.real})"
     chosen = f"Settings were chosen on the {results.chosen_on} split."

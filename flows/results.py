@@ -68,7 +68,7 @@ def results_table(results: Results) -> Table:
 
 def differences(results: Results) -> list[str]:
     """Each step of the method against the one before it, with the 95 % interval of the paired difference."""
-    from selfcascade.evaluation.report import shown_number
+    from selfcascade.evaluation.report import shown_difference
     from selfcascade.evaluation.results import METRICS
 
     metrics = {metric.name: metric for metric in METRICS if metric.name in LEADING}
@@ -78,8 +78,7 @@ def differences(results: Results) -> list[str]:
         parts = []
         for item in results.differences:
             if (item.first, item.second) == (first, second) and item.metric in metrics:
-                metric, span = metrics[item.metric], item.interval
-                interval = "" if span is None else f" ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
-                parts.append(f"{metric.heading} {shown_number(item.value, metric, signed=True)}{interval}")
+                metric = metrics[item.metric]
+                parts.append(f"{metric.heading} {shown_difference(item, metric)}")
         lines.append(f"{second} minus {first}:  " + "  ".join(parts))
     return lines

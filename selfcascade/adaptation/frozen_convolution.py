@@ -46,5 +46,5 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *_ = ctx.saved_tensors
+        (weight,) = ctx.saved_tensors
         return conv2d_input(ctx.shape, weight, grad, *ctx.how), None, None, None, None, None, None  # type: ignore[no-untyped-call]

@@ -130,6 +130,13 @@ def short(version: str) -> str:
     return name + at + (digest[:12] if len(digest) == 64 else digest)
 
 
+def shown_difference(item: Difference, metric: Metric) -> str:
+    """A difference with its sign, and its 95 % interval where the error is known."""
+    span = item.interval
+    interval = "" if span is None else f" ({shown_number(span.low, metric, signed=True)} to {shown_number(span.high, metric, signed=True)})"
+    return shown_number(item.value, metric, signed=True) + interval
+
+
 def shown_number(value: float, metric: Metric, *, signed: bool = False) -> str:
     """A value at the metric's scale and digits, with a true minus sign."""
     text = f"{value * metric.scale:{'+' if signed else ''},.{metric.digits}f}"
